@@ -1,0 +1,1 @@
+"""Side-by-side runs that print the tables of the README."""

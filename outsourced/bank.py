@@ -1,0 +1,172 @@
+"""Bank of (z, f(z)) pairs on disk: made once per prior, resumable, memory-mapped, for any task."""
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outsourced.posterior import Posterior
+from outsourced.run import disk_errors, write_text
+
+KEYS = {"size", "done", "chunk", "noise_shape", "data_shape"}
+
+
+class PairBank:
+    """Pairs of noise z ~ N(0, I) and data x = f(z), read from disk on demand.
+
+    Use `PairBank.build`; the folder holds raw float32 in `z.bin` and `x.bin`, and `bank.json`.
+
+    Args:
+        folder: Folder of a complete bank.
+
+    Raises:
+        ValueError: The bank is missing, incomplete or damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+        meta = _read_meta(self.folder)
+        if meta is None or meta["done"] < meta["size"]:
+            raise ValueError(
+                f"{self.folder} holds no complete pair bank; build it with PairBank.build"
+            )
+        self.size = int(meta["size"])
+        self._z = self._map("z.bin", meta["noise_shape"])
+        self._x = self._map("x.bin", meta["data_shape"])
+
+    def _map(self, name: str, shape: list[int]) -> np.memmap:
+        path, event = self.folder / name, tuple(shape)
+        expected = self.size * int(np.prod(event)) * 4
+        if not path.is_file() or path.stat().st_size != expected:
+            raise ValueError(
+                f"{path} is not {expected} bytes long; delete the folder to rebuild the bank"
+            )
+        return np.memmap(path, np.float32, "r", shape=(self.size, *event))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Pairs at indices (n,): z (n, *noise_shape) and x (n, *data_shape)."""
+        order = index.numpy()
+        return torch.from_numpy(self._z[order]), torch.from_numpy(self._x[order])
+
+    @classmethod
+    def build(
+        cls,
+        posterior: Posterior,
+        folder: str | os.PathLike[str],
+        size: int,
+        seed: int = 0,
+        chunk: int = 1024,
+        progress: bool = True,
+    ) -> "PairBank":
+        """Open the bank of a prior, generating what is missing of it.
+
+        Each chunk draws from its own seed, so an interrupted build continues to the same bytes.
+        Banks of different priors, sizes or seeds lie in different sub-folders.
+
+        Args:
+            posterior: Gives the prior, its precision and its device.
+            folder: Parent folder of all banks.
+            size: Number of pairs.
+            seed: Seed of z.
+            chunk: Pairs generated and committed at once.
+            progress: Show a progress bar with the remaining time.
+
+        Raises:
+            ValueError: size or chunk < 1, a damaged bank, or a prior that returns non-finite data.
+            OSError: Not enough free space; what is complete stays and is continued.
+        """
+        for name, value in (("size", size), ("chunk", chunk)):
+            if value < 1:
+                raise ValueError(f"data.bank_{name} must be >= 1, got {value}")
+        prior = posterior.prior
+        place = Path(folder) / f"{prior.fingerprint()[:16]}-{size}-{seed}"
+        with disk_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
+        meta = _read_meta(place) or {
+            "size": size,
+            "done": 0,
+            "chunk": chunk,  # part of the seeds: a bank is continued as it was begun
+            "noise_shape": list(prior.noise_shape),
+            "data_shape": list(prior.data_shape),
+        }
+        if meta["done"] < size:
+            _check_space(place, meta)
+            with disk_errors(place):
+                _generate(posterior, place, meta, seed, progress)
+        return cls(place)
+
+
+def _read_meta(folder: Path) -> dict | None:
+    path = folder / "bank.json"
+    if not path.is_file():
+        return None
+    try:
+        meta = json.loads(path.read_text())
+        if missing := sorted(KEYS - set(meta)):
+            raise ValueError(f"without {', '.join(missing)}")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete the folder to rebuild the bank"
+        ) from error
+    return meta
+
+
+def _check_space(folder: Path, meta: dict) -> None:
+    event = int(np.prod(meta["noise_shape"])) + int(np.prod(meta["data_shape"]))
+    needed = (meta["size"] - meta["done"]) * event * 4
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"the pair bank needs {needed / 1e6:.0f} MB in {folder}, but {free / 1e6:.0f} MB are "
+            "free; free some space, lower data.bank_size or move data.bank_folder"
+        )
+
+
+def _generate(posterior: Posterior, folder: Path, meta: dict, seed: int, progress: bool) -> None:
+    from tqdm import tqdm
+
+    widths = {"z": int(np.prod(meta["noise_shape"])) * 4, "x": int(np.prod(meta["data_shape"])) * 4}
+    files = {name: open(folder / f"{name}.bin", "ab") for name in widths}  # noqa: SIM115
+    bar = tqdm(total=meta["size"], initial=meta["done"], desc="pair bank", disable=not progress)
+    try:
+        for name, file in files.items():
+            if file.tell() < meta["done"] * widths[name]:
+                raise ValueError(
+                    f"{folder / name}.bin is shorter than what was completed; delete the folder to "
+                    "rebuild the bank"
+                )
+            file.truncate(meta["done"] * widths[name])  # the rest belongs to no complete chunk
+        while meta["done"] < meta["size"]:
+            count = min(meta["chunk"], meta["size"] - meta["done"])
+            for name, value in _pairs(posterior, count, seed, meta["done"]).items():
+                files[name].write(value.numpy().tobytes())
+                files[name].flush()
+                os.fsync(files[name].fileno())
+            meta["done"] += count
+            write_text(folder / "bank.json", json.dumps(meta))
+            bar.update(count)
+    finally:
+        bar.close()
+        for file in files.values():
+            with suppress(OSError):  # bytes that did not fit belong to no chunk
+                file.close()
+
+
+@torch.no_grad()
+def _pairs(posterior: Posterior, count: int, seed: int, done: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + done)
+    z = posterior.draw_noise(count, generator)
+    x = posterior.decode(z).float().cpu()
+    if not torch.isfinite(x).all():
+        raise ValueError(
+            f"{type(posterior.prior).__name__} returned non-finite data; no bank was built"
+        )
+    return {"z": z.cpu(), "x": x}

@@ -1,0 +1,127 @@
+"""From a resolved configuration to objects, and from a run folder back to a trained sampler."""
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from torch import Tensor
+
+from outsourced.posterior import Posterior
+from outsourced.run import Run
+from outsourced.sampler import NoiseSampler
+
+FULL_COVARIANCE_LIMIT = 64  # above it a triangular factor costs more than the network
+GAUSS_NEWTON_LIMIT = 64  # one tangent through f for every dimension of the noise
+
+
+@dataclass
+class Problem:
+    """A posterior, and the sampler that is trained for it."""
+
+    posterior: Posterior
+    sampler: NoiseSampler
+
+
+def build_posterior(config: dict[str, Any]) -> Posterior:
+    """Prior and task of a configuration.
+
+    Raises:
+        ValueError: The task does not fit the prior's data.
+    """
+    prior = instantiate(config["prior"])
+    task_config = dict(config["task"])
+    if "data_shape" in task_config and task_config["data_shape"] is None:
+        task_config["data_shape"] = list(prior.data_shape)
+    task = instantiate(task_config)
+    if tuple(task.data_shape) != tuple(prior.data_shape):
+        raise ValueError(
+            f"the task is for data of shape {tuple(task.data_shape)}, but the prior generates "
+            f"{tuple(prior.data_shape)}; choose another task=... or prior=..."
+        )
+    return Posterior(prior, task, **config["posterior"])
+
+
+def resolve(config: dict[str, Any], posterior: Posterior) -> dict[str, Any]:
+    """The sampler's configuration with `auto` replaced by what suits the posterior.
+
+    Gauss-Newton guidance and a full covariance for vector noise of a few dozen dimensions, the
+    gradient for other differentiable priors, neither for black boxes.
+    """
+    sampler = dict(config["sampler"])
+    shape = posterior.prior.noise_shape
+    if sampler["informed"] == "auto":
+        small = len(shape) == 1 and shape[0] <= GAUSS_NEWTON_LIMIT
+        if not posterior.prior.differentiable:
+            sampler["informed"] = "none"
+        elif small and hasattr(posterior.task, "whitened_jacobian"):
+            sampler["informed"] = "gauss_newton"
+        else:
+            sampler["informed"] = "gradient"
+    if sampler["covariance"] == "auto":
+        full = len(shape) == 1 and shape[0] <= FULL_COVARIANCE_LIMIT
+        sampler["covariance"] = "full" if full else "diagonal"
+    return sampler
+
+
+def build(config: dict[str, Any]) -> Problem:
+    """Posterior and untrained sampler of a configuration."""
+    posterior = build_posterior(config)
+    sampler = instantiate(
+        resolve(config, posterior),
+        noise_shape=posterior.prior.noise_shape,
+        feature_shape=posterior.task.feature_shape,
+        conditioning=posterior,
+    )
+    return Problem(posterior, sampler)
+
+
+def load_run(folder: str) -> Problem:
+    """The posterior and the trained sampler of a run folder.
+
+    Args:
+        folder: Path of a finished run.
+
+    Raises:
+        FileNotFoundError, ValueError: Not a run, not finished, damaged, or of another prior.
+    """
+    run = Run(folder)
+    problem = build(run.config)
+    run.load_weights(problem.sampler, problem.posterior.prior.fingerprint())
+    problem.sampler.eval()
+    return problem
+
+
+def held_out(folder: str) -> Tensor | None:
+    """The held-out images of a run's data, if it has any.
+
+    Args:
+        folder: Path of the run.
+    """
+    images: Tensor | None = instantiate(Run(folder).config["data"]["test"])
+    return images
+
+
+def code_version() -> str:
+    """Package version, with the commit (and whether it was changed) in a git checkout."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("outsourced")
+    except PackageNotFoundError:
+        number = "unknown"
+    here = Path(__file__).resolve()
+    # An installed package may lie inside somebody else's checkout: its own file must be tracked.
+    if shutil.which("git") is None or not _git(here, "ls-files", here.name):
+        return number
+    commit = _git(here, "describe", "--always", "--dirty", "--exclude", "*")
+    return f"{number}+{commit}" if commit else number
+
+
+def _git(file: Path, *arguments: str) -> str:
+    answer = subprocess.run(
+        ["git", "-C", str(file.parent), *arguments], capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() if answer.returncode == 0 else ""

@@ -1,0 +1,168 @@
+"""The controlled kernel: a network's guess of z_K, with its covariance, integrated over the bridge.
+
+If z_K given z_k has mean rho_k z_k + spread_k * delta and covariance spread_k^2 C, the next state has
+innovation mean w_k delta and covariance (1 - w_k^2) I + w_k^2 C. C = 0 is the bridge of a point mass
+(the lower DDPM limit), C = I the reference (the upper one). Zero outputs give delta = 0 and C = I: the
+untrained sampler *is* the prior.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from outsourced.guidance import (
+    Conditioning,
+    Context,
+    GaussNewtonGuidance,
+    GradientGuidance,
+)
+from outsourced.kernels import Kernel, rotate, strictly_lower
+from outsourced.networks import SpatialNetwork, VectorNetwork
+from outsourced.reference import Reference
+
+INFORMED = ("none", "gradient", "gauss_newton")
+COVARIANCES = ("diagonal", "full")
+LOG_SCALE_LIMIT = 6.0  # a learned standard deviation moves by at most e^6 from its base
+GATE_GAIN = 10.0  # lets the gates open within the first hundred steps of Adam
+
+
+class Control(nn.Module):
+    """Parametrised kernels of all steps, for vector or spatial noise.
+
+    Args:
+        reference: The uncontrolled process.
+        noise_shape: Event shape of z: (d,) or (C, H, W).
+        context: Size (channels) of the observation embedding.
+        informed: `none`, `gradient` (grad log r at a learned guess of z_K) or `gauss_newton`
+            (vector noise only: guess, covariance and step from a Laplace approximation).
+        covariance: `diagonal`, or `full` (vector noise only: a learned triangular factor on top).
+        width, depth: Size of the network.
+
+    Raises:
+        ValueError: Unknown option, or one that needs vector noise.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        noise_shape: tuple[int, ...],
+        context: int,
+        informed: str = "none",
+        covariance: str = "diagonal",
+        width: int = 256,
+        depth: int = 2,
+    ):
+        super().__init__()
+        self._check(noise_shape, informed, covariance)
+        self.reference = reference
+        self.informed, self.full = informed, covariance == "full"
+        self.vector = len(noise_shape) == 1
+        d = self.channels = noise_shape[0]
+        triangle = d * (d - 1) // 2 if self.full else 0
+        self.sizes = [d, d, d if informed == "gradient" else 0, triangle]
+        extra = {"none": 0, "gradient": 2 * d + 1, "gauss_newton": 3 * d}[informed]
+        self.network = self._network(d + extra, sum(self.sizes), noise_shape, context, width, depth)
+        self.guidance: GradientGuidance | GaussNewtonGuidance | None = None
+        if informed == "gradient":
+            guess = self._network(d, d, noise_shape, context, max(width // 2, 16), 1)
+            self.guidance = GradientGuidance(guess, reference)
+        elif informed == "gauss_newton":
+            self.guidance = GaussNewtonGuidance(reference)
+            self.gate = nn.Parameter(torch.zeros(2, reference.steps))
+
+    @staticmethod
+    def _check(noise_shape: tuple[int, ...], informed: str, covariance: str) -> None:
+        if len(noise_shape) not in (1, 3):
+            raise ValueError(f"noise must have shape (d,) or (C, H, W), got {noise_shape}")
+        for name, value, known in (
+            ("informed", informed, INFORMED),
+            ("covariance", covariance, COVARIANCES),
+        ):
+            if value not in known:
+                raise ValueError(f"sampler.{name} must be one of {', '.join(known)}, got {value!r}")
+        if len(noise_shape) == 3 and (informed == "gauss_newton" or covariance == "full"):
+            raise ValueError(
+                f"sampler.informed={informed}, sampler.covariance={covariance} need vector noise; "
+                f"for spatial noise {noise_shape} use informed=none|gradient and covariance=diagonal"
+            )
+
+    def _network(
+        self,
+        inputs: int,
+        outputs: int,
+        shape: tuple[int, ...],
+        context: int,
+        width: int,
+        depth: int,
+    ) -> nn.Module:
+        rho = self.reference.rho
+        if len(shape) == 1:
+            skip = shape[0]
+            return VectorNetwork(inputs, outputs, context, rho, width, depth, skip)
+        size = (shape[1], shape[2])
+        return SpatialNetwork(inputs, outputs, size, context, rho, width, depth)
+
+    def guide(
+        self, z: Tensor, k: Tensor, context: Context, conditioning: Conditioning | None
+    ) -> Tensor | None:
+        """The part of the guidance that carries no gradient, (2, S, N, d), or None."""
+        if not isinstance(self.guidance, GaussNewtonGuidance):
+            return None
+        assert conditioning is not None
+        return self.guidance(z, k, context, conditioning)
+
+    def forward(
+        self,
+        z: Tensor,
+        k: Tensor,
+        context: Context,
+        conditioning: Conditioning | None,
+        guide: Tensor | None = None,
+    ) -> Kernel:
+        """Kernels from z (S, N, *shape) at steps k (S,); `guide` as returned by `guide`."""
+        if isinstance(self.guidance, GradientGuidance):
+            assert conditioning is not None
+            return self._gradient_kernel(z, k, context, conditioning)
+        if guide is not None:
+            return self._gauss_newton_kernel(z, k, context, guide)
+        delta, log_std, _, lower = self._outputs([z], k, context)
+        return self._kernel(k, delta, 2 * log_std, lower)
+
+    def _outputs(self, inputs: list[Tensor], k: Tensor, context: Context) -> tuple[Tensor, ...]:
+        out = self.network(torch.cat(inputs, 2), k, context.embedding)
+        shift, log_std, gain, lower = out.split(self.sizes, 2)
+        log_std = LOG_SCALE_LIMIT * torch.tanh(log_std / LOG_SCALE_LIMIT)
+        return shift, log_std, gain, lower
+
+    def _kernel(
+        self, k: Tensor, delta: Tensor, log_c: Tensor, lower: Tensor, basis: Tensor | None = None
+    ) -> Kernel:
+        w = self.reference.at("information", k, delta)
+        variance = (1 - w**2).clamp_min(0) + w**2 * log_c.exp()
+        matrix = w[..., None] ** 2 * strictly_lower(lower, self.channels) if self.full else None
+        return Kernel(w * delta, 0.5 * variance.log(), basis, matrix)
+
+    def _gradient_kernel(
+        self, z: Tensor, k: Tensor, context: Context, conditioning: Conditioning
+    ) -> Kernel:
+        assert isinstance(self.guidance, GradientGuidance)
+        delta, unit, size = self.guidance(z, k, context, conditioning)
+        size = size.reshape(*size.shape, 1, *[1] * (z.ndim - 3)).expand(
+            *z.shape[:2], 1, *z.shape[3:]
+        )
+        shift, log_std, gain, lower = self._outputs([z, delta, unit, size], k, context)
+        return self._kernel(k, delta + shift + gain * unit, 2 * log_std, lower)
+
+    def _gauss_newton_kernel(self, z: Tensor, k: Tensor, context: Context, guide: Tensor) -> Kernel:
+        laplace = context.laplace
+        assert laplace is not None
+        rho, spread = (self.reference.at(name, k, z) for name in ("rho", "spread"))
+        delta, error = guide
+        shift, log_std, _, lower = self._outputs(
+            [z, rho * z + spread * delta, delta, error], k, context
+        )
+        mean_gate, scale_gate = GATE_GAIN * self.gate[:, k, None, None]
+        log_c = -scale_gate * torch.log1p(spread**2 * laplace.curvature)
+        # The network works in posterior standard deviations, in the coordinates of z.
+        step = rotate(laplace.basis, shift, transpose=True) * (0.5 * log_c).exp()
+        delta = mean_gate * delta + rotate(laplace.basis, step)
+        return self._kernel(k, delta, log_c + 2 * log_std, lower, laplace.basis)

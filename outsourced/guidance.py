@@ -1,0 +1,117 @@
+"""Likelihood-informed inputs of the control: what log r says at the current guess of z_K.
+
+A guidance turns (z_k, k, observation) into a first estimate of the normalised mean shift
+delta = (E[z_K | z_k, y] - rho_k z_k) / spread_k, and inputs for the network that are O(1) at every step.
+By Stein's identity for the Gaussian N(rho_k z_k, spread_k^2 I), delta is the posterior mean of
+spread_k * grad log r(z_K): zero of the force spread_k * grad log r(guess) - delta(guess).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from outsourced.kernels import rotate
+from outsourced.laplace import Laplace
+from outsourced.reference import Reference
+from outsourced.tasks.base import Observation
+
+
+class Conditioning(Protocol):
+    """What a sampler may ask about its problem; `Posterior` answers."""
+
+    def features(self, obs: Observation) -> Tensor: ...
+    def log_reward(self, z: Tensor, obs: Observation) -> Tensor: ...
+    def grad_log_reward(self, z: Tensor, obs: Observation) -> tuple[Tensor, Tensor]: ...
+    def gauss_newton(self, z: Tensor, obs: Observation) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@dataclass
+class Context:
+    """Everything that is computed once per observation.
+
+    Attributes:
+        embedding: (N, c) for vector noise, (N, c, h, w) for spatial noise.
+        obs: The N observations.
+        laplace: Gauss-Newton approximation of each posterior, or None.
+    """
+
+    embedding: Tensor
+    obs: Observation
+    laplace: Laplace | None = None
+
+    def repeat(self, n: int) -> "Context":
+        """n copies along the batch, ordered as `Tensor.repeat`: (n N, ...)."""
+        if n == 1:
+            return self
+        return self.select(torch.arange(len(self.obs), device=self.embedding.device).repeat(n))
+
+    def select(self, index: Tensor) -> "Context":
+        """The observations at `index` (n,)."""
+        laplace = None if self.laplace is None else self.laplace.select(index)
+        return Context(self.embedding[index], self.obs[index], laplace)
+
+
+def gradient_at(conditioning: Conditioning, guess: Tensor, obs: Observation) -> Tensor:
+    """grad log r at guesses (S, N, *shape), each n under its own observation."""
+    s, n = guess.shape[:2]
+    index = torch.arange(n, device=guess.device).repeat(s)
+    _, gradient = conditioning.grad_log_reward(guess.flatten(0, 1), obs[index])
+    return gradient.unflatten(0, (s, n))
+
+
+class GradientGuidance(nn.Module):
+    """Guess z_K by a small network, and read grad log r there.
+
+    Args:
+        network: Maps (z, k, embedding) to delta; zero at initialisation.
+        reference: The uncontrolled process.
+    """
+
+    def __init__(self, network: nn.Module, reference: Reference):
+        super().__init__()
+        self.network, self.reference = network, reference
+
+    def forward(
+        self, z: Tensor, k: Tensor, context: Context, conditioning: Conditioning
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """z (S, N, *shape) -> (delta, unit force, log size of the force), the last (S, N)."""
+        rho, spread = (self.reference.at(name, k, z) for name in ("rho", "spread"))
+        delta = self.network(z, k, context.embedding)
+        guess = (rho * z + spread * delta).detach()
+        force = spread * gradient_at(conditioning, guess, context.obs) - delta.detach()
+        size = force.flatten(2).square().mean(-1)
+        unit = force / (1 + size).sqrt().reshape(*size.shape, *[1] * (z.ndim - 2))
+        return delta, unit, torch.log1p(size) / 10
+
+
+class GaussNewtonGuidance:
+    """Guess z_K by the Laplace approximation, then correct it by one exact gradient.
+
+    With C = V diag(c) V^T the normalised covariance of z_K given z_k, the Newton step from a guess is
+    C force; C^{1/2} force is the error of the guess in posterior standard deviations, hence O(1).
+
+    Args:
+        reference: The uncontrolled process.
+        limit: Largest error along each eigenvector, in posterior standard deviations, that one step
+            may correct: the quadratic model is local.
+    """
+
+    def __init__(self, reference: Reference, limit: float = 3.0):
+        self.reference, self.limit = reference, limit
+
+    @torch.no_grad()
+    def __call__(
+        self, z: Tensor, k: Tensor, context: Context, conditioning: Conditioning
+    ) -> Tensor:
+        """z (S, N, d) -> stacked (delta, whitened error), (2, S, N, d)."""
+        laplace = context.laplace
+        assert laplace is not None
+        rho, spread = (self.reference.at(name, k, z) for name in ("rho", "spread"))
+        delta, c = laplace.posterior(z, rho, spread)
+        gradient = gradient_at(conditioning, rho * z + spread * delta, context.obs)
+        force = rotate(laplace.basis, spread * gradient - delta, transpose=True)
+        error = (c.sqrt() * force).clamp(-self.limit, self.limit)
+        delta = delta + rotate(laplace.basis, c.sqrt() * error)
+        return torch.stack([delta, rotate(laplace.basis, error)])

@@ -1,0 +1,58 @@
+"""Where figures of merit go: a CSV file, Weights & Biases, or nowhere."""
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+
+def csv_logger(run: str) -> Logger:
+    """Figures of merit in RUN/csv/metrics.csv; a resumed run writes on in RUN/csv-1, RUN/csv-2, ...
+
+    Args:
+        run: Run folder.
+    """
+    names = ("csv" if i == 0 else f"csv-{i}" for i in count())
+    version = next(name for name in names if not (Path(run) / name).exists())
+    return CSVLogger(run, name="", version=version, flush_logs_every_n_steps=1)
+
+
+def wandb_logger(
+    run: str, project: str = "outsourced", offline: bool | None = None, **extra: Any
+) -> Logger:
+    """Weights & Biases; offline by default where no API key is configured.
+
+    Args:
+        run: Run folder; its name is the run's name.
+        project: W&B project.
+        offline: Force it; None looks for a key.
+        extra: Further arguments of `wandb.init`.
+
+    Raises:
+        ValueError: W&B is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            f"logger=wandb needs the package wandb ({error}); install it, or use logger=csv"
+        ) from error
+    if offline is None:
+        offline = wandb.api.api_key is None
+    return WandbLogger(name=Path(run).name, save_dir=run, project=project, offline=offline, **extra)
+
+
+def log_image(loggers: list[Logger], name: str, path: Path, step: int) -> None:
+    """Send a picture to the loggers that take pictures."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [str(path)], step=step)
+
+
+def close(loggers: list[Logger]) -> None:
+    """Complete the logs; W&B would write the next run of this process into the same one."""
+    for logger in loggers:
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()

@@ -1,0 +1,185 @@
+"""Training losses: paths from the mixture, scored by the sampler, judged by the objective."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outsourced.guidance import Context
+from outsourced.objectives import Objective, PathLikelihood, Scores
+from outsourced.paths import SOURCES, Batch, PathMixture
+from outsourced.posterior import Posterior
+from outsourced.sampler import NoiseSampler, Path
+from outsourced.tasks.base import Observation
+
+Result = tuple[Tensor, dict[str, float]]
+
+
+class Losses:
+    """The loss of a likelihood step and of a balance step.
+
+    Args:
+        sampler, posterior: The pair being matched.
+        objective: Of the balance steps.
+        mixture: Draws their paths.
+        denoising_steps: Kernels scored for each pair of a likelihood step.
+
+    Raises:
+        ValueError: The objective needs what the sampler or the prior does not have.
+    """
+
+    def __init__(
+        self,
+        sampler: NoiseSampler,
+        posterior: Posterior,
+        objective: Objective,
+        mixture: PathMixture,
+        denoising_steps: int,
+    ):
+        self.sampler, self.posterior = sampler, posterior
+        self.objective, self.mixture = objective, mixture
+        self.denoising_steps = denoising_steps
+        self.scored: tuple[Tensor, Tensor] | None = None  # log_weight, log_reward: on-policy if any
+        self._ends: tuple[Tensor, Observation] | None = None  # of the last step, for `blame`
+        self._check()
+
+    def _check(self) -> None:
+        needs, name = self.objective.needs, type(self.objective).__name__
+        if "flow" in needs and self.sampler.flow is None:
+            raise ValueError(f"{name} learns a flow; add sampler.flow=true")
+        if needs & {"path_gradient", "reward_gradient"} and not self.posterior.prior.differentiable:
+            raise ValueError(
+                f"{name} needs the gradient of a differentiable prior; this one is a black box"
+            )
+        if "path_gradient" in needs and self.sampler.control.informed != "none":
+            raise ValueError(
+                f"{name} needs sampler.informed=none, whose inputs carry a path gradient"
+            )
+        paths = self.mixture.on + self.mixture.free + self.mixture.known
+        if "groups" in needs and paths < 2:
+            raise ValueError(
+                f"{name} compares the paths of one observation; set paths.n >= 2, got {paths}"
+            )
+
+    @torch.no_grad()
+    def blame(self) -> str:
+        """Which quantity of the last step was not finite."""
+        if self._ends is None:
+            return "before any path was drawn"
+        z, obs = self._ends
+        value = self.posterior.log_reward(z, obs)
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            return f"log_reward is not finite at {bad} of {value.numel()} draws"
+        return "log_reward is finite at all draws, so the sampler has diverged"
+
+    def _observe(
+        self, batch: dict[str, Any], count: int, cpu: torch.Generator
+    ) -> tuple[Tensor, Observation]:
+        device = self.posterior.device
+        x = batch["x"][:count].to(device)
+        return batch["z"][:count].to(device), self.posterior.task.sample(x, generator=cpu)  # type: ignore[operator]
+
+    def likelihood(
+        self, batch: dict[str, Any], cpu: torch.Generator, device: torch.Generator
+    ) -> Result:
+        """Forward KL on simulated pairs, from a few kernels of each path."""
+        z, obs = self._observe(batch, len(batch["z"]), cpu)
+        self._ends = (z, obs)
+        context = self.sampler.encode(obs)
+        ratio = self.sampler.denoising_log_ratio(z[None], context, self.denoising_steps, device)
+        loss = PathLikelihood()(Scores(log_ratio=ratio)).mean()
+        figures = {"loss": float(loss.detach()), "loss/simulated": float(loss.detach())}
+        if context.laplace is not None:
+            anchor = self.sampler.anchor_loss(context, z).mean()
+            loss = loss + anchor
+            figures["loss/anchor"] = float(anchor.detach())
+        return loss, figures
+
+    def balance(
+        self,
+        batch: dict[str, Any],
+        groups: int,
+        observations: str,
+        cpu: torch.Generator,
+        device: torch.Generator,
+    ) -> Result:
+        """The objective on n paths for each of `groups` observations."""
+        share = {"simulated": 0.0, "mixed": 0.5, "images": 1.0}[observations]
+        real = round(share * groups)
+        z, obs = self._observe(batch, groups - real, cpu)
+        images = None
+        if real:
+            pictures = batch["images"][:real].to(z.device)
+            images = self.posterior.task.sample(pictures, generator=cpu)  # type: ignore[operator]
+        plan = self.mixture.plan(z, obs, images, cpu)
+        if "path_gradient" in self.objective.needs:
+            return self._reverse(plan.obs, device)
+        context = self.sampler.encode(plan.obs)
+        if "reward_gradient" in self.objective.needs:
+            return self._adjoint(context, device)
+        drawn = self.mixture.draw(plan, context, cpu, device)
+        scores = self._scores(drawn, context)
+        loss = self.objective(scores)
+        weight = scores.log_weight.detach()
+        fresh = self.mixture.on if self.mixture.on > 1 else len(weight)
+        self._keep(weight[:fresh], drawn.log_reward[:fresh], drawn.path.end, context.obs)
+        return loss.mean(), self._figures(loss.detach(), scores, drawn)
+
+    def _keep(self, log_weight: Tensor, log_reward: Tensor, end: Tensor, obs: Observation) -> None:
+        """What annealing and `blame` read: the scores (n, B) and all ends (m, B, ...)."""
+        self.scored = (log_weight.detach(), log_reward.detach())
+        index = torch.arange(len(obs), device=obs.y.device).repeat(len(end))
+        self._ends = (end.detach().flatten(0, 1), obs[index])
+
+    def _scores(self, drawn: Batch, context: Context) -> Scores:
+        steps = self.sampler.step_log_ratio(drawn.path, context)
+        scores = Scores(log_ratio=steps.sum(0), log_reward=drawn.log_reward)
+        if "log_z" in self.objective.needs:
+            scores.log_z = self.sampler.log_z(context)
+        if "flow" in self.objective.needs:
+            scores.step_log_ratio = steps
+            scores.log_flow = self.sampler.log_flow(drawn.path, context)
+        return scores
+
+    def _figures(self, loss: Tensor, scores: Scores, drawn: Batch) -> dict[str, float]:
+        weight = scores.log_weight.detach()
+        figures = {"loss": float(loss.mean())}
+        if len(weight) > 1:
+            figures["log_weight/spread"] = float(weight.std(0).mean())
+        for index, name in enumerate(SOURCES):
+            chosen = drawn.source == index
+            if chosen.any():
+                figures[f"loss/{name}"] = float(loss[chosen].mean())
+                figures[f"log_weight/{name}"] = float(weight[chosen].mean())
+                figures[f"log_reward/{name}"] = float(drawn.log_reward[chosen].mean())
+        return figures
+
+    def _reverse(self, obs: Observation, device: torch.Generator) -> Result:
+        paths = self.mixture.on + self.mixture.free + self.mixture.known
+        path = self.sampler.differentiable_path(obs, paths, device)
+        index = torch.arange(len(obs), device=path.z.device).repeat(paths)
+        reward = self.posterior.log_reward(path.end.flatten(0, 1), obs[index]).reshape(
+            paths, len(obs)
+        )
+        scores = Scores(log_ratio=path.log_ratio, log_reward=reward)
+        loss = self.objective(scores).mean()
+        self._keep(scores.log_weight, reward, path.end, obs)
+        value = float(loss.detach())
+        return loss, {"loss": value, "loss/on_policy": value}
+
+    def _adjoint(self, context: Context, device: torch.Generator) -> Result:
+        paths, batch = self.mixture.on + self.mixture.free + self.mixture.known, len(context.obs)
+        path: Path = self.sampler.forward_path(context.obs, paths, device, context=context)
+        repeated = context.repeat(paths)
+        end = path.end.flatten(0, 1)
+        reward, gradient = self.posterior.grad_log_reward(end, repeated.obs)
+        assert path.log_ratio is not None
+        reward = reward.reshape(paths, batch)
+        self._keep(reward - path.log_ratio, reward, path.end, context.obs)
+        shift, target = self.sampler.adjoint_pair(
+            end, gradient, repeated, self.denoising_steps, device
+        )
+        loss = self.objective(Scores(shift=shift, target=target)).mean() * self.sampler.steps
+        value = float(loss.detach())
+        return loss, {"loss": value, "loss/on_policy": value}

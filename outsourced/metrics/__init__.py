@@ -1,0 +1,23 @@
+"""Evidence, calibration, distances between sample sets, and image quality; torch and numpy only."""
+
+from .calibration import coverage, rank_chi2, ranks
+from .distance import c2st, frechet, mmd, sliced_wasserstein
+from .evidence import elbo, ess, eubo, log_z
+from .image import psnr, residual, ssim
+
+__all__ = [
+    "c2st",
+    "coverage",
+    "elbo",
+    "ess",
+    "eubo",
+    "frechet",
+    "log_z",
+    "mmd",
+    "psnr",
+    "rank_chi2",
+    "ranks",
+    "residual",
+    "sliced_wasserstein",
+    "ssim",
+]

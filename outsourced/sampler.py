@@ -1,0 +1,353 @@
+"""The noise-space sampler: draw paths without gradient, score paths with gradient."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from outsourced.control import Control
+from outsourced.guidance import Conditioning, Context
+from outsourced.laplace import fit_laplace
+from outsourced.networks import (
+    ImageEncoder,
+    SpatialEncoder,
+    SpatialNetwork,
+    VectorEncoder,
+    VectorNetwork,
+    zero_,
+)
+from outsourced.reference import Reference
+from outsourced.tasks.base import Observation
+
+
+@dataclass
+class Path:
+    """Paths z_0 .. z_K: n for each of B observations.
+
+    Attributes:
+        z: (K + 1, n, B, *noise_shape).
+        guide: Cached guidance of the visited states, (2, K, n B, d), or None.
+        log_ratio: log P_phi / P_ref of the whole path in nats (n, B), where the draw gave it.
+    """
+
+    z: Tensor
+    guide: Tensor | None = None
+    log_ratio: Tensor | None = None
+
+    @property
+    def end(self) -> Tensor:
+        """z_K, (n, B, *noise_shape)."""
+        return self.z[-1]
+
+
+class NoiseSampler(nn.Module):
+    """A diffusion sampler over the noise of a prior, amortised over observations.
+
+    Args:
+        noise_shape: Event shape of z, (d,) or (C, H, W).
+        feature_shape: Event shape of the observation features that the encoder reads.
+        conditioning: The problem; needed where `informed` is not `none`, and for the features.
+        steps, schedule, log_snr_min, log_snr_max, late: See `Reference`.
+        informed, covariance, width, depth: See `Control`.
+        embedding: Size of the observation embedding.
+        anchor_steps: Gauss-Newton steps from the predicted anchor; `gauss_newton` only.
+        flow: Also build the state flow log F(z_k, y) - log N(z_k) that sub-trajectory balance learns.
+        max_rows: Kernels scored at once; longer work is split over steps and recomputed in the
+            backward pass, so that memory does not grow with K.
+    """
+
+    def __init__(
+        self,
+        noise_shape: tuple[int, ...],
+        feature_shape: tuple[int, ...],
+        conditioning: Conditioning,
+        steps: int = 24,
+        schedule: str = "log_snr",
+        log_snr_min: float = -3.0,
+        log_snr_max: float = 6.0,
+        late: float = 1.0,
+        informed: str = "none",
+        covariance: str = "diagonal",
+        width: int = 256,
+        depth: int = 2,
+        embedding: int = 128,
+        anchor_steps: int = 2,
+        flow: bool = False,
+        max_rows: int = 6400,
+    ):
+        super().__init__()
+        self.noise_shape, self.max_rows = tuple(noise_shape), max_rows
+        self.anchor_steps = anchor_steps
+        self.reference = Reference(steps, schedule, log_snr_min, log_snr_max, late)
+        self._conditioning = (conditioning,)  # a tuple hides the frozen prior from state_dict
+        self.vector = len(self.noise_shape) == 1
+        self.encoder = self._encoder(tuple(feature_shape), embedding)
+        size = self.encoder.size
+        if informed == "gauss_newton":
+            self.anchor = zero_(nn.Linear(size, 2 * noise_shape[0]))
+            size += 2 * noise_shape[0]
+        self.control = Control(
+            self.reference, self.noise_shape, size, informed, covariance, width, depth
+        )
+        self.log_z_head = nn.Sequential(nn.Linear(size, 128), nn.SiLU(), zero_(nn.Linear(128, 1)))
+        self.flow = self._flow(size, width) if flow else None
+
+    def _encoder(
+        self, shape: tuple[int, ...], embedding: int
+    ) -> VectorEncoder | ImageEncoder | SpatialEncoder:
+        if self.vector:
+            return (
+                VectorEncoder(shape, embedding)
+                if len(shape) == 1
+                else ImageEncoder(shape, embedding)
+            )
+        if len(shape) != 3:
+            raise ValueError(f"spatial noise {self.noise_shape} needs image features, got {shape}")
+        return SpatialEncoder(shape, (self.noise_shape[1], self.noise_shape[2]), embedding)
+
+    def _flow(self, size: int, width: int) -> nn.Module:
+        rho = self.reference.rho
+        if self.vector:
+            return VectorNetwork(self.noise_shape[0], 1, size, rho, width)
+        channels, *grid = self.noise_shape
+        return SpatialNetwork(channels, 1, (grid[0], grid[1]), size, rho, width)
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """The problem that this sampler is asked about."""
+        return self._conditioning[0]
+
+    @property
+    def steps(self) -> int:
+        """Number of kernels K."""
+        return self.reference.steps
+
+    def encode(self, obs: Observation) -> Context:
+        """Everything that is computed once per observation."""
+        embedding = self.encoder(self.conditioning.features(obs))
+        if self.control.informed != "gauss_newton":
+            return Context(embedding, obs)
+        start = self.anchor(embedding)[:, : self.noise_shape[0]].detach()
+        with torch.no_grad():
+            laplace = fit_laplace(
+                lambda z: self.conditioning.gauss_newton(z, obs),
+                lambda z: self.conditioning.log_reward(z, obs),
+                lambda z: self.conditioning.grad_log_reward(z, obs),
+                start,
+                self.anchor_steps,
+            )
+        summary = torch.cat([laplace.anchor, torch.log1p(laplace.curvature) / 5], -1)
+        return Context(torch.cat([embedding, summary], -1), obs, laplace)
+
+    def anchor_loss(self, context: Context, z: Tensor) -> Tensor:
+        """Gaussian negative log-likelihood per observation of z (B, d) under the anchor head, (B,)."""
+        embedding = context.embedding[:, : self.anchor.in_features]
+        mean, log_std = self.anchor(embedding).chunk(2, -1)
+        return (0.5 * ((z - mean) * torch.exp(-log_std)).square() + log_std).sum(-1)
+
+    def log_z(self, context: Context) -> Tensor:
+        """Learned log Z(y) in nats, (B,); on top of the Laplace estimate where there is one."""
+        embedding = context.embedding if self.vector else context.embedding.mean((-2, -1))
+        value = self.log_z_head(embedding).squeeze(-1)
+        return value if context.laplace is None else value + context.laplace.log_z
+
+    def log_flow(self, path: Path, context: Context) -> Tensor:
+        """Learned log F(z_k, y) - log N(z_k) of the states k = 0 .. K-1, (K, n, B)."""
+        if self.flow is None:
+            raise ValueError("this sampler has no flow network; build it with sampler.flow=true")
+        steps, n, batch = self.steps, *path.z.shape[1:3]
+        k = torch.arange(steps, device=path.z.device)
+        z = path.z[:-1].flatten(1, 2)
+        value = self.flow(z, k, context.repeat(n).embedding).flatten(2).mean(-1)
+        # The flow of z_0 does not depend on z_0, which is independent of z_K: it is log Z.
+        later = (k > 0).to(value.dtype)[:, None, None]
+        return self.log_z(context) + later * value.unflatten(1, (n, batch))
+
+    def _step(
+        self, z: Tensor, k: Tensor, context: Context, exploration: float, eta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        guide = self.control.guide(z[None], k, context, self.conditioning)
+        kernel = self.control(z[None], k, context, self.conditioning, guide)
+        eta = (1 + exploration) * eta[None]
+        eps = kernel.sample(eta)
+        return self.reference.advance(z[None], eps, k)[0], kernel.log_ratio(eps, eta)[0], guide
+
+    @torch.no_grad()
+    def forward_path(
+        self,
+        obs: Observation,
+        n: int,
+        generator: torch.Generator | None = None,
+        exploration: float = 0.0,
+        context: Context | None = None,
+    ) -> Path:
+        """Draw n paths for each observation from the sampler, without gradient.
+
+        Args:
+            obs: B observations.
+            n: Paths for each.
+            generator: Source of randomness.
+            exploration: Relative increase of the kernels' standard deviation; 0 draws from P_phi.
+            context: `encode(obs)`, if at hand.
+        """
+        context = self.encode(obs) if context is None else context
+        return self._roll_out(context, n, generator, exploration)
+
+    def differentiable_path(
+        self, obs: Observation, n: int, generator: torch.Generator | None = None
+    ) -> Path:
+        """Draw n paths for each observation, with the path-wise gradient of z and log_ratio.
+
+        Raises:
+            ValueError: For a likelihood-informed control, whose inputs carry no gradient.
+        """
+        if self.control.informed != "none":
+            raise ValueError(
+                "a path-wise gradient (objective=reverse_kl) needs sampler.informed=none, "
+                f"got {self.control.informed!r}"
+            )
+        return self._roll_out(self.encode(obs), n, generator, 0.0)
+
+    def _roll_out(
+        self, context: Context, n: int, generator: torch.Generator | None, exploration: float
+    ) -> Path:
+        batch, device = len(context.obs), context.embedding.device
+        repeated = context.repeat(n)
+        shape, dtype = (n * batch, *self.noise_shape), context.embedding.dtype
+
+        def noise() -> Tensor:
+            return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+        z, guides = [noise()], []
+        total = torch.zeros(n * batch, device=device, dtype=dtype)
+        for step in range(self.steps):
+            k = torch.tensor([step], device=device)
+            arguments = (z[-1], k, repeated, exploration, noise())
+            if torch.is_grad_enabled():
+                following, ratio, guide = checkpoint(self._step, *arguments, use_reentrant=False)
+            else:
+                following, ratio, guide = self._step(*arguments)
+            z.append(following)
+            total = total + ratio
+            if guide is not None:
+                guides.append(guide)
+        states = torch.stack(z).unflatten(1, (n, batch))
+        return Path(states, torch.cat(guides, 1) if guides else None, total.reshape(n, batch))
+
+    @torch.no_grad()
+    def backward_path(self, z: Tensor, generator: torch.Generator | None = None) -> Path:
+        """Noise end points z (n, B, *noise_shape) back to z_0 through the reference."""
+        n, batch = z.shape[:2]
+        return Path(
+            self.reference.backward_path(z.flatten(0, 1), generator).unflatten(1, (n, batch))
+        )
+
+    @torch.no_grad()
+    def guided(self, path: Path, context: Context) -> Tensor:
+        """The guidance of all states of a path, (2, K, n B, d); cached where the draw left it."""
+        if path.guide is not None:
+            return path.guide
+        z = path.z[:-1].flatten(1, 2)
+        k = torch.arange(self.steps, device=z.device)
+        guide = self.control.guide(z, k, context.repeat(path.z.shape[1]), self.conditioning)
+        assert guide is not None
+        return guide
+
+    def _score(
+        self, z: Tensor, after: Tensor, k: Tensor, context: Context, guide: Tensor | None
+    ) -> Tensor:
+        kernel = self.control(z, k, context, self.conditioning, guide)
+        return kernel.log_ratio(self.reference.innovation(z, after, k))
+
+    def score(
+        self, z: Tensor, after: Tensor, k: Tensor, context: Context, guide: Tensor | None = None
+    ) -> Tensor:
+        """log P_phi(after | z) - log P_ref(after | z) in nats for steps k (S,), with grad: (S, N)."""
+        rows = max(1, self.max_rows // z.shape[1])
+        parts = []
+        for start in range(0, len(k), rows):
+            piece = slice(start, start + rows)
+            cached = None if guide is None else guide[:, piece]
+            if cached is None:
+                cached = self.control.guide(z[piece], k[piece], context, self.conditioning)
+            arguments = (z[piece], after[piece], k[piece], context, cached)
+            if torch.is_grad_enabled() and len(k) > rows:
+                parts.append(checkpoint(self._score, *arguments, use_reentrant=False))
+            else:
+                parts.append(self._score(*arguments))
+        return torch.cat(parts)
+
+    def step_log_ratio(self, path: Path, context: Context) -> Tensor:
+        """log P_phi / P_ref of every step of the paths, with grad: (K, n, B)."""
+        n, batch = path.z.shape[1:3]
+        z = path.z.flatten(1, 2)
+        k = torch.arange(self.steps, device=z.device)
+        ratio = self.score(z[:-1], z[1:], k, context.repeat(n), path.guide)
+        return ratio.unflatten(1, (n, batch))
+
+    def log_ratio(self, path: Path, obs: Observation | Context) -> Tensor:
+        """log P_phi / P_ref of whole paths, with grad: (n, B) in nats."""
+        context = obs if isinstance(obs, Context) else self.encode(obs)
+        return self.step_log_ratio(path, context).sum(0)
+
+    def _some_steps(self, count: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """`count` steps stratified over the grid, each step equally likely: (count,)."""
+        if count == self.steps:
+            return torch.arange(count, device=like.device)
+        offset = torch.rand(count, generator=generator, device=like.device)
+        k = (torch.arange(count, device=like.device) + offset) * self.steps / count
+        return k.long().clamp_max(self.steps - 1)
+
+    def denoising_log_ratio(
+        self,
+        z: Tensor,
+        context: Context,
+        steps: int,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Unbiased estimate, from a few random steps, of log_ratio on backward paths from z (n, B, ...).
+
+        Args:
+            z: End points, (n, B, *noise_shape).
+            context: Of the B observations.
+            steps: Number of steps drawn, stratified over the grid; K or more takes each once.
+            generator: Source of randomness.
+        """
+        n, batch = z.shape[:2]
+        count = min(steps, self.steps)
+        k = self._some_steps(count, z, generator)
+        before, after = self.reference.pair(z.flatten(0, 1), k, generator)
+        ratio = self.score(before, after, k, context.repeat(n))
+        return ratio.sum(0).reshape(n, batch) * (self.steps / count)
+
+    def adjoint_pair(
+        self,
+        end: Tensor,
+        gradient: Tensor,
+        context: Context,
+        steps: int,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Kernel means and their regression targets w_k spread_k grad log r, in innovation units.
+
+        Args:
+            end: Fresh end points z_K, (N, *noise_shape).
+            gradient: grad log r at them.
+            context: Of the N end points.
+            steps: Number of random steps S.
+            generator: Source of randomness.
+
+        Returns:
+            Two tensors (S, N, *noise_shape).
+        """
+        k = self._some_steps(min(steps, self.steps), end, generator)
+        before, _ = self.reference.pair(end, k, generator)
+        guide = self.control.guide(before, k, context, self.conditioning)
+        kernel = self.control(before, k, context, self.conditioning, guide)
+        w, spread = (self.reference.at(name, k, before) for name in ("information", "spread"))
+        return kernel.shift, w * spread * gradient
+
+    def forward(self, obs: Observation, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw noise z ~ q_phi(z | y): (n, B, *noise_shape)."""
+        return self.forward_path(obs, n, generator).end

@@ -1,0 +1,107 @@
+"""How to train: numbers only."""
+
+from dataclasses import dataclass
+
+OBSERVATIONS = ("simulated", "images", "mixed")
+AT_LEAST_1 = (
+    *("max_steps", "batch", "denoising_steps", "groups"),
+    *("log_every", "save_every", "max_skipped"),
+)
+AT_LEAST_0 = ("warm_steps", "ramp", "evaluate_every", "seed", "likelihood_weight", "final_lr")
+
+
+@dataclass
+class Settings:
+    """How to train.
+
+    Attributes:
+        max_steps: Optimiser steps in all; `warm_steps` of them are the `PathLikelihood` warm start.
+        batch, denoising_steps: Observations a warm step, and kernels scored for each.
+        groups: Observations a balance step; the mixture sets the paths of each.
+        observations: Whose y the balance steps see: `simulated`, real `images`, or `mixed`.
+        lr, balance_lr: Peak learning rates of the two phases; `head_gain` multiplies that of log Z
+            and the flow. Each phase warms up for `ramp` steps and decays by a cosine to `final_lr`
+            times it.
+        clip: Largest norm of the gradient.
+        likelihood_weight: Weight of the likelihood of simulated pairs beside a balance loss.
+        ema: Decay of the averaged weights, which are the ones kept.
+        beta_start: First inverse temperature; it rises to the posterior's as fast as the
+            conditional ESS stays >= `anneal_ess`. None keeps beta fixed.
+        max_skipped: Consecutive non-finite steps after which training stops.
+        seed: Of everything.
+        log_every, save_every, evaluate_every: In steps; 0 turns evaluation off.
+
+    Raises:
+        ValueError: Numbers out of range.
+    """
+
+    max_steps: int = 10_000
+    warm_steps: int = 8_000
+    batch: int = 64
+    denoising_steps: int = 8
+    groups: int = 16
+    observations: str = "mixed"
+    lr: float = 1e-3
+    balance_lr: float = 3e-4
+    head_gain: float = 10.0
+    ramp: int = 100
+    final_lr: float = 0.02
+    clip: float = 10.0
+    likelihood_weight: float = 0.0
+    ema: float = 0.999
+    beta_start: float | None = None
+    anneal_ess: float = 0.5
+    max_skipped: int = 20
+    seed: int = 0
+    log_every: int = 20
+    save_every: int = 500
+    evaluate_every: int = 2000
+
+    def __post_init__(self) -> None:
+        for names, minimum in ((AT_LEAST_1, 1), (AT_LEAST_0, 0)):
+            for name in names:
+                if not getattr(self, name) >= minimum:
+                    raise ValueError(
+                        f"trainer.{name} must be >= {minimum}, got {getattr(self, name)}"
+                    )
+        for name in ("lr", "balance_lr", "head_gain", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"trainer.{name} must be > 0, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"trainer.ema must lie in [0, 1), got {self.ema}")
+        if not 0 < self.anneal_ess < 1:
+            raise ValueError(f"trainer.anneal_ess must lie in (0, 1), got {self.anneal_ess}")
+        if self.observations not in OBSERVATIONS:
+            raise ValueError(
+                f"data.observations must be one of {', '.join(OBSERVATIONS)}, "
+                f"got {self.observations!r}"
+            )
+
+    def check_beta(self, beta: float, likelihood: bool) -> None:
+        """Refuse likelihood training off beta = 1, where simulated pairs are no posterior draws.
+
+        Args:
+            beta: The posterior's inverse temperature, which annealing ends at.
+            likelihood: Whether the objective is the likelihood of simulated pairs.
+
+        Raises:
+            ValueError: The settings contradict beta.
+        """
+        if self.beta_start is not None and not 0 < self.beta_start < beta:
+            raise ValueError(
+                f"trainer.beta_start must lie in (0, {beta}), below posterior.beta, "
+                f"got {self.beta_start}"
+            )
+        if beta == 1 and self.beta_start is None:
+            return
+        if likelihood:
+            raise ValueError(
+                "objective=path_likelihood needs posterior.beta=1 and trainer.beta_start=null: "
+                "simulated pairs are posterior draws at beta = 1 only; choose another objective"
+            )
+        for name in ("warm_steps", "likelihood_weight"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"trainer.{name} must be 0 where beta is not 1, since simulated pairs are "
+                    f"posterior draws at beta = 1 only, got {getattr(self, name)}"
+                )

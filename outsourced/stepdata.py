@@ -1,0 +1,70 @@
+"""Training data: item i depends on the seed and on i alone, so that a resumed run sees the same."""
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from outsourced.bank import PairBank
+from outsourced.settings import Settings
+
+
+class StepData(Dataset):
+    """Bank rows (z, x) and real images of the steps from `start` on.
+
+    Args:
+        bank: Pairs (z, f(z)).
+        images: Real images (N, C, H, W), or None.
+        settings: Batch sizes, number of steps and seed.
+        start: Steps that are done already.
+    """
+
+    def __init__(self, bank: PairBank, images: Tensor | None, settings: Settings, start: int):
+        self.bank, self.images, self.settings, self.start = bank, images, settings, start
+
+    def __len__(self) -> int:
+        return self.settings.max_steps - self.start
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):  # what ends an iteration
+            raise IndexError(index)
+        step, s = self.start + index, self.settings
+        generator = torch.Generator().manual_seed(s.seed * 1_000_003 + 2 * step)
+        count = max(s.batch, s.groups)  # both phases read the first of these
+        z, x = self.bank.rows(torch.randint(len(self.bank), (count,), generator=generator))
+        item: dict[str, Any] = {"step": step, "z": z, "x": x}
+        if self.images is not None:
+            rows = torch.randint(len(self.images), (s.groups,), generator=generator)
+            item["images"] = self.images[rows]
+        return item
+
+
+class PairData(lightning.LightningDataModule):
+    """The pair bank of a prior, and real images if the observations need them.
+
+    Args:
+        bank: Pairs (z, f(z)).
+        images: Real images (N, C, H, W), or None.
+        settings: Batch sizes and seed.
+
+    Raises:
+        ValueError: Observations of images were asked for, but there are none.
+    """
+
+    def __init__(self, bank: PairBank, images: Tensor | None, settings: Settings):
+        super().__init__()
+        if settings.observations != "simulated" and images is None:
+            raise ValueError(
+                f"data.observations={settings.observations} needs data.images; for priors without "
+                "real data use data.observations=simulated"
+            )
+        self.bank, self.settings = bank, settings
+        self.images = None if settings.observations == "simulated" else images
+        self.start = 0
+
+    def train_dataloader(self) -> DataLoader:
+        """One item a step, from `start` on."""
+        data = StepData(self.bank, self.images, self.settings, self.start)
+        return DataLoader(data, batch_size=None)

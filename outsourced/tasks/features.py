@@ -1,0 +1,46 @@
+"""Lay a measurement and the parameters of its operator side by side for an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def stack_flat(first: Tensor, extra: Sequence[Tensor]) -> Tensor:
+    """Flatten and join tensors of one batch, (B, D).
+
+    Args:
+        first: (B, ...), sets the dtype.
+        extra: more tensors, (B,) or (B, ...).
+    """
+    return torch.cat([p.reshape(len(first), -1).to(first) for p in (first, *extra)], 1)
+
+
+def stack_on_grid(first: Tensor, extra: Sequence[Tensor]) -> Tensor:
+    """Join tensors of one batch as channels of one image, (B, C', H, W).
+
+    Args:
+        first: (B, C, H, W), sets the image grid and the dtype.
+        extra: numbers (B,) or (B, k), which become constant channels, and images (B, c, h, w)
+            such as masks and kernels, which are centred in the grid with zeros around.
+
+    Raises:
+        ValueError: when an image is larger than the grid.
+    """
+    size = first.shape[-2:]
+    return torch.cat([first, *(_on_grid(p, size).to(first) for p in extra)], 1)
+
+
+def _on_grid(value: Tensor, size: torch.Size) -> Tensor:
+    if value.dim() < 4:
+        return value.reshape(len(value), -1, 1, 1).expand(-1, -1, *size)
+    top, left = (size[0] - value.shape[-2]) // 2, (size[1] - value.shape[-1]) // 2
+    pad = (left, size[1] - value.shape[-1] - left, top, size[0] - value.shape[-2] - top)
+    if min(pad) < 0:
+        raise ValueError(
+            f"operator parameters must fit the image grid {tuple(size)}, got {tuple(value.shape)}"
+        )
+    return F.pad(value, pad)

@@ -1,0 +1,324 @@
+"""Gaussian measurements y = A(x) + n of any deepinv physics, with the operator drawn per sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Observation, Task
+from .features import stack_flat, stack_on_grid
+from .noise_level import NoiseLevel, as_column, as_sigma
+from .probe import check_physics, probe_adjoint, probe_forward
+from .stateless import stateless
+
+OperatorSampler = Callable[[int, tuple[int, ...], torch.Generator | None], dict[str, Tensor]]
+
+
+class Measurement(Task):
+    """y = A(x) + n with A any deepinv Physics, linear or not, and n white Gaussian noise.
+
+    The noise of the task replaces that of the physics. Where the physics masks its noise
+    (inpainting, MRI), the masked entries of y are 0 and carry no likelihood.
+
+    Args:
+        physics: a `deepinv.physics.Physics`; `LinearPhysics` must have a correct adjoint.
+        data_shape: event shape of x, e.g. (C, H, W) or (d,).
+        sigma: noise standard deviation in the units of A(x); a pair (lo, hi) draws it
+            log-uniformly for each sample.
+        operator_sampler: draws operator parameters, one per sample: a callable
+            (n, data_shape, generator) -> dict of tensors (n, ...), or a deepinv
+            `PhysicsGenerator`. None keeps the operator fixed.
+
+    Raises:
+        ValueError: when sigma is not > 0, or the physics fails its probe: not a Physics, wrong
+            shapes, non-finite, random, mixing the batch, or with an adjoint that is none.
+    """
+
+    physics: Any
+    operator_sampler: Any
+
+    def __init__(
+        self,
+        physics: nn.Module,
+        data_shape: Sequence[int],
+        sigma: float | Sequence[float],
+        operator_sampler: OperatorSampler | None = None,
+    ) -> None:
+        super().__init__()
+        self.noise_level = NoiseLevel(sigma)
+        self.data_shape = tuple(int(s) for s in data_shape)
+        check_physics(physics)
+        from deepinv.physics import LinearPhysics
+
+        self.physics = physics
+        self.linear = isinstance(physics, LinearPhysics)
+        self.operator_sampler = operator_sampler
+        self._probe()
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        device = next((b.device for b in self.physics.buffers()), torch.device("cpu"))
+        x = torch.rand((2, *self.data_shape), generator=generator).to(device) * 2 - 1
+        params = {k: v.to(device) for k, v in self._draw(2, generator).items()}
+        self.param_shapes = {k: tuple(v.shape[1:]) for k, v in params.items()}
+        name = type(self.physics).__name__
+        y = probe_forward(name, self.apply, x, params)
+        self.measurement_shape = tuple(y.shape[1:])
+        self.adjoint_gain = 1.0
+        if self.linear:
+            v = torch.randn(y.shape, generator=generator).to(y)
+            probe_adjoint(name, self.adjoint, x, y, params, v)
+            self.adjoint_gain = self._gain(torch.ones_like(x), params)
+        sigma = torch.full((2,), self.noise_level.lo, device=device)
+        self.feature_shape = tuple(self.features(Observation(y, params, sigma)).shape[1:])
+
+    def _gain(self, x: Tensor, params: dict[str, Tensor]) -> float:
+        # Least squares for x = gain * A^T A x, on a constant since images live at low frequencies.
+        image = self.adjoint(self.apply(x, params), params).double()
+        power = image.square().sum()
+        return float((x * image).sum() / power) if power > 0 else 1.0
+
+    def _draw(self, n: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        if self.operator_sampler is None:
+            return {}
+        if hasattr(self.operator_sampler, "step"):  # deepinv generators own their random state
+            seed = int(torch.randint(2**31, (1,), generator=generator))
+            params = self.operator_sampler.step(n, seed=seed)
+        else:
+            params = self.operator_sampler(n, self.data_shape, generator)
+        if "sigma" in params:
+            raise ValueError(
+                "task.operator_sampler must not draw 'sigma'; give the range to task.sigma instead"
+            )
+        return params
+
+    def sample_operator(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Draw operator parameters for n samples; {} when the operator is fixed.
+
+        Args:
+            n: number of samples.
+            generator: source of randomness.
+
+        Raises:
+            ValueError: when the sampler returns other names or shapes than at construction.
+        """
+        params = self._draw(n, generator)
+        self._check_params(n, params)
+        return params
+
+    def _check_params(self, n: int, params: dict[str, Tensor]) -> None:
+        got = {k: tuple(v.shape) for k, v in params.items()}
+        expected = {k: (n, *shape) for k, shape in self.param_shapes.items()}
+        if got != expected:
+            raise ValueError(
+                f"task.params must be {expected} for {n} samples, got {got}; draw them with "
+                "task.sample_operator(n)"
+            )
+
+    def apply(self, x: Any, params: dict[str, Tensor] | None = None) -> Any:
+        """Return the noiseless A(x), (B, *measurement_shape), each item under its own operator.
+
+        Called with a single function, it is `nn.Module.apply`, which shares the name.
+
+        Args:
+            x: data, (B, *data_shape).
+            params: operator parameters, each (B, ...); None for fixed operators.
+
+        Raises:
+            ValueError: when x or a parameter has a wrong shape, or a parameter is missing.
+        """
+        if params is None and not isinstance(x, Tensor):
+            return super().apply(x)
+        params = params or {}
+        self._check_shape("x", x, self.data_shape)
+        self._check_params(x.shape[0], params)
+        with stateless(self.physics):
+            return self.physics.A(x, **params)
+
+    def adjoint(self, y: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """Return A^T y, (B, *data_shape).
+
+        Args:
+            y: measurements, (B, *measurement_shape).
+            params: operator parameters, each (B, ...).
+
+        Raises:
+            ValueError: when the physics is not linear, or y or a parameter has a wrong shape.
+        """
+        if not self.linear:
+            raise ValueError(
+                f"task.physics ({type(self.physics).__name__}) is not a LinearPhysics and has no "
+                "adjoint; use gradients of task.log_reward instead"
+            )
+        self._check_shape("y", y, self.measurement_shape)
+        self._check_params(y.shape[0], params)
+        with stateless(self.physics):
+            return self.physics.A_adjoint(y, **params)
+
+    def observed(self, y: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """Return which entries of y the noise reaches, boolean, of the shape of y.
+
+        Args:
+            y: measurements, (B, *measurement_shape); only shape, dtype and device matter.
+            params: operator parameters, each (B, ...).
+        """
+        from deepinv.physics import ZeroNoise
+
+        with stateless(self.physics):
+            self.physics.update_parameters(**params)
+            self.physics.noise_model = ZeroNoise()
+            # Whatever a physics does to its noise besides adding it (a mask) shows on ones.
+            return self.physics.noise(torch.ones_like(y)) != 0
+
+    def sample(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        params: dict[str, Tensor] | None = None,
+        sigma: float | Tensor | None = None,
+    ) -> Observation:
+        """Draw y ~ p(y | x), with a fresh operator and noise level where they are not given.
+
+        Args:
+            x: data, (B, *data_shape).
+            generator: source of randomness, on the CPU or on the device of x.
+            params: operator parameters to use, each (B, ...).
+            sigma: noise standard deviation to use, a number or (B,).
+
+        Raises:
+            ValueError: when x or params have a wrong shape, or sigma is not > 0.
+        """
+        n = x.shape[0]
+        if params is None:
+            params = self.sample_operator(n, generator)
+        params = {k: v.to(x.device) for k, v in params.items()}
+        if sigma is None:
+            sigma = self.noise_level.sample(n, generator)
+        sigma = as_sigma(sigma, n).to(x)
+        clean = self.apply(x, params)
+        device = generator.device if generator is not None else x.device
+        noise = torch.randn(clean.shape, generator=generator, device=device, dtype=clean.dtype)
+        noise = torch.where(self.observed(clean, params), noise.to(x.device), 0.0)
+        return Observation(clean + as_column(sigma, clean) * noise, params, sigma)
+
+    def whitened_residual(self, x: Tensor, obs: Observation) -> Tensor:
+        """Return (y - A x) / sigma, (B, m), exactly 0 at entries that are not observed.
+
+        Args:
+            x: data, (B, *data_shape).
+            obs: B observations.
+
+        Raises:
+            ValueError: when shapes or batch sizes do not match or y is not finite.
+        """
+        self.check(obs)
+        if len(obs) != x.shape[0]:
+            raise ValueError(
+                f"task needs one observation per x, got {len(obs)} observations for "
+                f"{x.shape[0]} x; use obs.repeat(n)"
+            )
+        residual = (obs.y - self.apply(x, obs.params)) / as_column(obs.sigma, obs.y)
+        return torch.where(self.observed(obs.y, obs.params), residual, 0.0).flatten(1)
+
+    def whitened_jacobian(self, columns: Tensor, x: Tensor, obs: Observation) -> Tensor:
+        """Return the derivative of `whitened_residual` along tangents of x, (d, B, m).
+
+        Args:
+            columns: d tangents for each x, (d, B, *data_shape).
+            x: data, (B, *data_shape).
+            obs: B observations.
+        """
+        d, n = columns.shape[:2]
+        if self.linear:
+            index = torch.arange(n, device=x.device).repeat(d)
+            params = {k: v[index] for k, v in obs.params.items()}
+            change = self.apply(columns.flatten(0, 1), params).unflatten(0, (d, n))
+        else:
+            change = torch.stack(
+                [
+                    torch.func.jvp(lambda u: self.apply(u, obs.params), (x,), (c,))[1]
+                    for c in columns
+                ]
+            )
+        # Masks and noise levels are those of the batch: a factor per observation, not per tangent.
+        factor = -self.observed(obs.y, obs.params).to(x.dtype) / as_column(obs.sigma, obs.y)
+        return (change * factor).flatten(2)
+
+    def count(self, obs: Observation) -> Tensor:
+        """Return the number of observed entries of each observation, float (B,)."""
+        return self.observed(obs.y, obs.params).flatten(1).sum(1).to(obs.y.dtype)
+
+    def log_reward(self, x: Tensor, obs: Observation) -> Tensor:
+        """Return the normalised log-likelihood log p(y | x) in nats, (B,).
+
+        log N(y; A x, sigma^2 I) over the observed entries of that sample. Sums run in float64,
+        since a megapixel image has a log-likelihood of millions of nats.
+
+        Args:
+            x: data, (B, *data_shape).
+            obs: B observations.
+
+        Raises:
+            ValueError: when shapes or batch sizes do not match or y is not finite.
+        """
+        square = self.whitened_residual(x, obs).square().sum(1, dtype=torch.float64)
+        log_norm = self.count(obs).double() * (obs.sigma.double() * math.sqrt(2 * math.pi)).log()
+        return (-0.5 * square - log_norm).to(x.dtype)
+
+    def features(self, obs: Observation) -> Tensor:
+        """Return what an encoder should see of an observation and its operator.
+
+        Images: (B, C', H, W), the measurement on the image grid (A^T y at unit gain where the
+        shapes differ), then each operator parameter (masks as they are, kernels centred in the
+        grid, numbers as constants). Vectors, and measurements that have no image form: (B, D),
+        all of it flattened. A constant log sigma follows only when sigma is drawn from a range.
+
+        Args:
+            obs: B observations.
+
+        Raises:
+            ValueError: when the observation does not fit the task.
+        """
+        self.check(obs)
+        first = self._measurement_feature(obs)
+        extra = list(obs.params.values())
+        if self.noise_level.varies:
+            extra.append(obs.sigma.log())
+        return stack_on_grid(first, extra) if first.dim() == 4 else stack_flat(first, extra)
+
+    def _measurement_feature(self, obs: Observation) -> Tensor:
+        if len(self.data_shape) != 3 or self.measurement_shape[-2:] == self.data_shape[-2:]:
+            return obs.y
+        if self.linear:
+            return self.adjoint_gain * self.adjoint(obs.y, obs.params)
+        if len(self.measurement_shape) == 3:
+            return F.interpolate(obs.y, self.data_shape[-2:], mode="bilinear", antialias=True)
+        return obs.y.flatten(1)
+
+    def check(self, obs: Observation) -> None:
+        """Refuse an observation that does not fit the task.
+
+        Args:
+            obs: the observations.
+
+        Raises:
+            ValueError: when y or a parameter has a wrong shape, y is not finite or sigma not > 0.
+        """
+        self._check_shape("y", obs.y, self.measurement_shape)
+        self._check_params(len(obs), obs.params)
+        if not torch.isfinite(obs.y).all():
+            raise ValueError("observation.y must be finite, got NaN or infinity; clean the input")
+        as_sigma(obs.sigma, len(obs))
+
+    @staticmethod
+    def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+        if tuple(value.shape[1:]) != shape:
+            raise ValueError(f"task.{name} must be (B, *{shape}), got {tuple(value.shape)}")

@@ -1,0 +1,239 @@
+"""The Lightning module: what one optimiser step does, and what a checkpoint holds.
+
+All randomness of step i comes from (seed, i), so a run that was killed and resumed is bit-identical
+to one that was not.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from outsourced.annealing import next_beta
+from outsourced.checkpoint import optimizer_tensors
+from outsourced.losses import Losses
+from outsourced.objectives import Objective, PathLikelihood
+from outsourced.paths import PathMixture
+from outsourced.posterior import Posterior
+from outsourced.sampler import NoiseSampler
+from outsourced.settings import Settings
+
+
+class SamplerTraining(lightning.LightningModule):
+    """Warm start by likelihood, then an off-policy objective on a mixture of paths.
+
+    Args:
+        sampler: Trained in place.
+        posterior: Of the same prior and task.
+        objective: Of the second phase.
+        mixture: Draws its paths.
+        settings: See `Settings`.
+        evaluate: Called with the number of steps done, on the averaged weights; its figures are
+            logged.
+
+    Raises:
+        ValueError: Settings that contradict the posterior or the objective.
+    """
+
+    def __init__(
+        self,
+        sampler: NoiseSampler,
+        posterior: Posterior,
+        objective: Objective,
+        mixture: PathMixture,
+        settings: Settings,
+        evaluate: Callable[[int], dict[str, float]] | None = None,
+    ):
+        super().__init__()
+        settings.check_beta(posterior.beta, isinstance(objective, PathLikelihood))
+        self.sampler, self.settings, self.evaluate = sampler, settings, evaluate
+        self.target_beta = posterior.beta
+        self.losses = Losses(sampler, posterior, objective, mixture, settings.denoising_steps)
+        self.average = {k: v.detach().clone() for k, v in sampler.state_dict().items()}
+        self.steps_done, self.skipped, self.skipped_in_row = 0, 0, 0
+        self.seconds = 0.0
+        self.waiting_optimizer: dict[str, Tensor] = {}
+        self._figures: dict[str, float] = {}
+        if settings.beta_start is not None:
+            posterior.beta = settings.beta_start
+
+    @property
+    def _posterior(self) -> Posterior:
+        return self.losses.posterior
+
+    def on_fit_start(self) -> None:
+        self._posterior.to(self.device)
+        self.average = {k: v.to(self.device) for k, v in self.average.items()}
+
+    def on_train_start(self) -> None:
+        self._clock = time.perf_counter()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam; the heads of log Z and the flow in a group of their own."""
+        heads = [
+            p for n, p in self.sampler.named_parameters() if n.startswith(("log_z_head", "flow"))
+        ]
+        known = {id(p) for p in heads}
+        body = [p for p in self.sampler.parameters() if id(p) not in known]
+        return torch.optim.Adam(
+            [{"params": body, "gain": 1.0}, {"params": heads, "gain": self.settings.head_gain}],
+            lr=self.settings.lr,
+        )
+
+    @property
+    def _likelihood_only(self) -> bool:
+        return isinstance(self.losses.objective, PathLikelihood)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up and cosine decay in each phase."""
+        s = self.settings
+        cut = s.max_steps if self._likelihood_only else min(s.warm_steps, s.max_steps)
+        if step < cut:
+            peak, done, end = s.lr, step, cut
+        else:
+            peak, done, end = s.balance_lr, step - cut, s.max_steps - cut
+        ramp = min(1.0, (done + 1) / max(s.ramp, 1))
+        fall = 0.5 * (1 + math.cos(math.pi * done / max(end, 1)))
+        return peak * ramp * (s.final_lr + (1 - s.final_lr) * fall)
+
+    def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
+        """Loss of one step."""
+        step, s = batch["step"], self.settings
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            group["lr"] = self.rate(step) * group["gain"]
+        seed = (s.seed * 1_000_003 + 2 * step + 1) * 1009 + self.global_rank
+        cpu = torch.Generator().manual_seed(seed)
+        device = torch.Generator(self.device).manual_seed(seed + 1)
+        pairs = {"z": batch["z"][: s.batch], "x": batch["x"][: s.batch]}
+        if step < s.warm_steps or self._likelihood_only:
+            loss, self._figures = self.losses.likelihood(pairs, cpu, device)
+            return loss
+        loss, self._figures = self.losses.balance(batch, s.groups, s.observations, cpu, device)
+        if s.likelihood_weight:
+            extra, figures = self.losses.likelihood(pairs, cpu, device)
+            loss = loss + s.likelihood_weight * extra
+            self._figures["loss/likelihood"] = figures["loss"]
+        self._anneal()
+        return loss
+
+    def _anneal(self) -> None:
+        beta, scored = self._posterior.beta, self.losses.scored
+        if beta < self.target_beta and scored is not None:
+            weight, reward = scored
+            self._posterior.beta = next_beta(
+                beta, self.target_beta, weight, reward / beta, self.settings.anneal_ess
+            )
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip by norm; a non-finite gradient skips the step, and is counted."""
+        norm = torch.nn.utils.clip_grad_norm_(self.sampler.parameters(), self.settings.clip)
+        self._figures["gradient_norm"] = float(norm)
+        if math.isfinite(float(norm)):
+            self.skipped_in_row = 0
+            return
+        optimizer.zero_grad(set_to_none=True)
+        self.skipped += 1
+        self.skipped_in_row += 1
+        what = f"step {self.steps_done}: {self.losses.blame()}"
+        if self.skipped_in_row >= self.settings.max_skipped:
+            raise ValueError(
+                f"{self.skipped_in_row} steps in a row gave a non-finite loss or gradient "
+                f"({what}); check the reward on samples of the prior, or lower trainer.lr; the "
+                "last checkpoint is intact"
+            )
+        if self.skipped_in_row == 1:
+            warnings.warn(f"skipped an optimiser step ({what})", stacklevel=2)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One update, then all that belongs to it: callbacks see a consistent state."""
+        super().optimizer_step(*args, **kwargs)
+        self.steps_done += 1
+        decay = min(self.settings.ema, (1 + self.steps_done) / (10 + self.steps_done))
+        for name, value in self.sampler.state_dict().items():
+            self.average[name].lerp_(value, 1 - decay)
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Log, and evaluate from time to time."""
+        self.log("loss", self._figures["loss"], prog_bar=True, logger=False)
+        if self.skipped:
+            self.log("skipped", float(self.skipped), prog_bar=True, logger=False)
+        s = self.settings
+        if self.steps_done % s.log_every == 0:
+            self._report(self._figures | self._state())
+        if s.evaluate_every and self.evaluate and self.steps_done % s.evaluate_every == 0:
+            with self.averaged():
+                figures = self.evaluate(self.steps_done)
+            self._report({f"eval/{name}": value for name, value in figures.items()})
+            self._clock = time.perf_counter()
+
+    def _state(self) -> dict[str, float]:
+        mixture = self.losses.mixture
+        return {
+            "lr": self.rate(self.steps_done - 1),
+            "beta": self._posterior.beta,
+            "skipped": float(self.skipped),
+            "prior_calls": float(self._posterior.prior_calls),
+            "steps_per_second": self.steps_done / max(self.seconds, 1e-9),
+            "seconds": self.seconds,
+            "buffer/move_step": float(mixture.step),
+        } | {f"buffer/{name}": value for name, value in mixture.buffer.statistics().items()}
+
+    def costs(self) -> dict[str, float]:
+        """What training took: seconds, prior calls (the bank's included), skipped steps."""
+        return {
+            "train_seconds": self.seconds,
+            "train_prior_calls": float(self._posterior.prior_calls),
+            "skipped": float(self.skipped),
+        }
+
+    def _report(self, figures: dict[str, float]) -> None:
+        for logger in self.loggers:
+            logger.log_metrics(figures, step=self.steps_done)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The sampler with its averaged weights."""
+        current = {k: v.clone() for k, v in self.sampler.state_dict().items()}
+        self.sampler.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            self.sampler.load_state_dict(current)
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs, as tensors."""
+        parts = {
+            "sampler": self.sampler.state_dict(),
+            "average": self.average,
+            "optimizer": optimizer_tensors(self.optimizers()),
+            "mixture": self.losses.mixture.state_dict(),
+        }
+        tensors = {f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}
+        calls = self._posterior.prior_calls
+        numbers = [self.steps_done, self.skipped, self.skipped_in_row, calls]
+        tensors["numbers"] = torch.tensor(numbers, dtype=torch.int64)
+        tensors["times"] = torch.tensor([self._posterior.beta, self.seconds], dtype=torch.float64)
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Undo `checkpoint`; the optimiser's part waits until there is one."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if "/" in name:
+                part, key = name.split("/", 1)
+                parts.setdefault(part, {})[key] = value
+        self.sampler.load_state_dict(parts["sampler"])
+        self.average = parts["average"]
+        self.losses.mixture.load_state_dict(parts["mixture"])
+        self.steps_done, self.skipped, self.skipped_in_row, calls = tensors["numbers"].tolist()
+        self._posterior.prior_calls = calls
+        self._posterior.beta, self.seconds = tensors["times"].tolist()
+        self.waiting_optimizer = parts.get("optimizer", {})

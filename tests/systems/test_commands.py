@@ -1,0 +1,237 @@
+"""`python train.py` and `python sample.py`: what they write, and what they answer to mistakes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from outsourced.evaluation import against_truth
+from outsourced.pictures import read_image, read_mask, write_image
+from outsourced.solvers.base import Samples
+
+FIELDS = {"elbo", "log_z", "ess", "ess_median", "residual", "seconds", "prior_calls"}
+# The shipped prior, the default task; tiny sampler.
+FASHION = [
+    *("run=f", "logger=none", "sampler.steps=4", "sampler.width=16", "sampler.depth=1"),
+    *("sampler.embedding=8", "trainer.max_steps=8", "trainer.warm_steps=4", "trainer.batch=4"),
+    *("trainer.groups=4", "trainer.evaluate_every=5", "trainer.log_every=4"),
+    *("data.bank_size=32", "evaluate.observations=2", "evaluate.n=4"),
+    *("lightning.accelerator=cpu", "+lightning.enable_progress_bar=false"),
+]
+
+
+def written(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_unknown_group_option_lists_the_options(train, tmp_path) -> None:
+    """Mutant: `optional experiment`, which Hydra ignores where the file is missing."""
+    for group, there in (("task", "superres"), ("objective", "trajectory_balance")):
+        answer = train(f"{group}=nonsense")
+        assert answer.code == 1
+        assert there in answer.error
+        assert "nonsense" in answer.error
+    answer = train("experiment=nonsense")
+    assert answer.code == 1
+    assert "nonsense" in answer.error
+    assert "groups: " in train("teask=linear").error
+    assert written(tmp_path) == set()
+
+
+def test_unknown_key_lists_the_keys(train, tmp_path) -> None:
+    """Mutant: Hydra's own message, which names the bad key only."""
+    answer = train("sampler.stepz=50")
+    assert answer.code == 1
+    assert "stepz" in answer.error
+    assert "log_snr_min" in answer.error
+    answer = train("nonsense=50")
+    assert "overwrite" in answer.error
+    assert "bank_size" in train("data.size=3").error
+    assert written(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.sigma=-0.1", "task.sigma must be > 0, got -0.1"),
+        ("trainer.lr=0", "trainer.lr must be > 0, got 0"),
+        ("trainer.ema=1", "trainer.ema"),
+        ("evaluate.n=0", "evaluate.n must be >= 1"),
+        ("paths.weights.replay=-1", "paths.weights"),
+        ("paths.kernel=hmc", "auto, pcn, mala"),
+        ("paths.buffer.priority=best", "uniform, reward, rank"),
+        ("task.dim=4", "the task is for data of shape (4,)"),
+        ("objective=detailed_balance", "sampler.flow=true"),
+        ("sampler.informed=psychic", "sampler.informed must be one of"),
+        ("posterior.beta=0.5", "trainer.warm_steps must be 0"),
+        ("data.observations=images", "needs data.images"),
+    ],
+)
+def test_bad_value_is_one_line(train, override, message) -> None:
+    """A value out of range ends the command with one line that names it, and no run folder weights.
+
+    Mutant: a check in the middle of training, or a traceback.
+    """
+    answer = train(override)
+    assert answer.code == 1
+    assert message in answer.line
+    assert not Path("r/sampler.safetensors").exists()
+
+
+def test_train_then_sample(train, sample, tmp_path) -> None:
+    """Overrides reach the run; `sample.py` needs its folder only; metrics are those of the samples.
+
+    Mutant: a sampler built with the defaults, samples that ignore the seed, weights that are not the
+    averaged ones, fields that are missing, or resampling that keeps the wrong noise.
+    """
+    answer = train("sampler.steps=7", "trainer.evaluate_every=8")
+    assert answer.code == 0, answer.error
+    config = json.loads(Path("r/config.json").read_text())
+    assert config["sampler"]["steps"] == 7
+    assert "overwrite" not in config
+    metrics = json.loads(Path("r/metrics.json").read_text())
+    assert metrics["train_prior_calls"] > 128
+    assert metrics["prior"]
+    assert metrics["code"].startswith("0.1")
+    assert not list(tmp_path.rglob("*.log"))
+    assert not list(tmp_path.rglob("*partial*"))
+    answer = sample("run=r", "n=5", "observations=3", "seed=4")
+    assert answer.code == 0, answer.error
+    drawn = load_file("r/samples/samples.safetensors")
+    assert drawn["x"].shape == (5, 3, 3)
+    assert torch.equal(drawn["x"], drawn["z"])  # the identity prior of the test
+    values = json.loads(Path("r/samples/metrics.json").read_text())
+    assert FIELDS < values.keys()
+    assert values["elbo"] == pytest.approx(float(drawn["log_weight"].double().mean()), rel=1e-5)
+    assert values["elbo"] <= values["log_z"]
+    residual = (drawn["observation.y"] - drawn["x"] @ matrix().T) / 0.3
+    expected = residual.square().mean(-1).sqrt().mean()
+    assert values["residual"] == pytest.approx(float(expected), rel=1e-4)
+    sample("run=r", "n=5", "observations=3", "seed=4", "out=again")
+    assert torch.equal(load_file("again/samples.safetensors")["x"], drawn["x"])
+    sample("run=r", "n=5", "observations=3", "seed=5", "out=other")
+    assert not torch.equal(load_file("other/samples.safetensors")["x"], drawn["x"])
+    corrected = sample("run=r", "n=50", "observations=3", "correct=importance", "candidates=200")
+    assert corrected.code == 0, corrected.error
+    better = json.loads(Path("r/samples/metrics.json").read_text())
+    assert better["residual"] < values["residual"] - 0.5  # of a sampler that hardly was trained
+    assert "log_weight" not in load_file("r/samples/samples.safetensors")
+
+
+def matrix() -> torch.Tensor:
+    from outsourced.tasks.vectors import LinearMeasurement
+
+    return LinearMeasurement(measurements=2, dim=3, seed=0, sigma=0.3).matrix
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "run is required"),
+        (("run=nothing",), "nothing is not a run folder"),
+        (("run=r", "source=web"), "source must be one of test, simulated"),
+        (("run=r", "source=test"), "source=test needs held-out images"),
+        (("run=r", "observations=0"), "observations must be >= 1"),
+        (("run=r", "n=0"), "n >= 1"),
+        (("run=r", "correct=magic"), "magic"),
+        (("run=r", "mask=m.png"), "mask=... goes with image"),
+        (("run=r", "image=missing.png"), "a picture has shape"),
+    ],
+)
+def test_sampling_mistakes(train, sample, tmp_path, arguments, message) -> None:
+    """One line, exit status 1, nothing written.
+
+    Mutant: a folder or a file made before the request was checked.
+    """
+    build_run(train, tmp_path)
+    before = written(tmp_path)
+    answer = sample(*arguments)
+    assert answer.code == 1
+    assert message in answer.line
+    assert written(tmp_path) == before
+
+
+def build_run(train, folder: Path) -> None:
+    answer = train("trainer.max_steps=1", "trainer.warm_steps=1", "evaluate.n=2")
+    assert answer.code == 0, answer.error
+
+
+def test_sweep_makes_a_run_for_each_job(train, tmp_path) -> None:
+    """`-m sampler.steps=3,4` leaves two runs below the run folder.
+
+    Mutant: both jobs in one folder, where the second finds a finished run.
+    """
+    answer = train("-m", "sampler.steps=3,4", "trainer.max_steps=2", "trainer.warm_steps=1")
+    assert answer.code == 0, answer.error
+    steps = [
+        json.loads((tmp_path / f"r/{i}/config.json").read_text())["sampler"]["steps"]
+        for i in (0, 1)
+    ]
+    assert steps == [3, 4]
+    assert all((tmp_path / f"r/{i}/sampler.safetensors").is_file() for i in (0, 1))
+    assert {path.name for path in tmp_path.iterdir()} == {"r", "banks"}
+
+
+def test_fashion_commands(train, sample, tmp_path) -> None:
+    """The default problem, end to end: held-out, simulated and own images, with their pictures.
+
+    Mutant: a user's mask that is ignored or inverted, an observed picture that is measured a second
+    time, a truth of other images, a figure that is not written at an evaluation.
+    """
+    answer = train(*FASHION, tiny=False)
+    assert answer.code == 0, answer.error
+    assert Path("f/figures/step_000005.png").stat().st_size > 5000
+    assert Path("f/figures/step_000008.png").is_file()
+    metrics = json.loads(Path("f/metrics.json").read_text())
+    assert {"real/elbo", "simulated/gap", "real/psnr", "simulated/residual"} <= metrics.keys()
+    answer = sample("run=f", "n=2", "observations=2")
+    assert answer.code == 0, answer.error
+    drawn = load_file("f/samples/samples.safetensors")
+    from outsourced.data import fashion_images
+
+    assert torch.equal(drawn["truth"], fashion_images("test")[:2])
+    assert (drawn["observation.y"][drawn["observation.params.mask"] == 0] == 0).all()
+    values = json.loads(Path("f/samples/metrics.json").read_text())
+    direct = against_truth(Samples(drawn["x"], drawn["z"], None, 0, 0.0), drawn["truth"])
+    assert values["psnr"] == pytest.approx(float(direct["psnr"].mean()), rel=1e-4)
+    assert FIELDS < values.keys()
+    assert len(list(Path("f/samples/images").glob("*.png"))) == 4
+    assert Path("f/samples/figure.png").is_file()
+    own_picture(sample, drawn["truth"][0])
+    answer = sample("run=f", "source=simulated", "n=1", "observations=1", "figure=s.png")
+    assert answer.code == 0, answer.error
+    assert len(list(Path("f/samples/images").glob("*.png"))) == 1  # the earlier ones are gone
+    assert not list(tmp_path.rglob("*partial*"))
+
+
+def own_picture(sample, picture: torch.Tensor) -> None:
+    write_image(Path("photo.png"), picture)
+    mask = torch.ones(1, 32, 32)
+    mask[:, :20, 3:9] = 0
+    write_image(Path("mask.png"), 2 * mask - 1)
+    write_image(Path("small.png"), torch.ones(1, 16, 16))
+    known = read_image("photo.png", (1, 32, 32))
+    assert torch.equal(read_mask("mask.png", (1, 32, 32)), mask)
+    answer = sample("run=f", "image=photo.png", "mask=mask.png", "n=2", "out=own")
+    assert answer.code == 0, answer.error
+    drawn = load_file("own/samples.safetensors")
+    assert torch.equal(drawn["observation.params.mask"][0], mask)
+    noise = (drawn["observation.y"][0] - known)[mask == 1]
+    assert 0.17 < float(noise.std()) < 0.23
+    answer = sample("run=f", "image=photo.png", "mask=mask.png", "observed=true", "n=2", "out=seen")
+    assert answer.code == 0, answer.error
+    drawn = load_file("seen/samples.safetensors")
+    assert torch.equal(drawn["observation.y"][0], torch.where(mask == 1, known, 0.0))
+    assert "truth" not in drawn
+    for arguments, message in (
+        (("image=photo.png", "mask=small.png"), "must be 32 x 32 pixels"),
+        (("image=photo.png", "observed=true"), "observed=true needs mask="),
+        (("image=none.png",), "none.png does not exist"),
+        (("image=f/config.json",), "cannot be read"),
+    ):
+        answer = sample("run=f", *arguments, "out=wrong")
+        assert answer.code == 1
+        assert message in answer.line
+        assert not Path("wrong").exists()
