@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lightning
@@ -43,6 +43,7 @@ class Row:
         paths: arguments of `PathMixture`.
         warm: share of the time given to the `PathLikelihood` warm start.
         settings: further arguments of `Settings`.
+        share: of the effort, both of the training time and of the sampler paths, that it is given.
     """
 
     name: str
@@ -51,6 +52,15 @@ class Row:
     paths: dict[str, Any]
     warm: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
+    share: float = 1.0
+
+    def part(self, effort: Effort) -> Effort:
+        """The share of the effort that this row is given."""
+        return replace(
+            effort,
+            seconds=self.share * effort.seconds,
+            paths=max(1, round(self.share * effort.paths)),
+        )
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Effort:
     """How long to train and how finely to measure.
 
     Attributes:
-        seconds: of training.
+        seconds: of CPU time of training, which other work on the machine does not shorten.
         observations, paths: y and sampler paths for each, behind the evidence figures.
         upper_paths: posterior paths for each y, behind the EUBO.
         tests, draws: y and draws of each side for each, behind C2ST.
@@ -70,7 +80,7 @@ class Effort:
     observations: int = 64
     paths: int = 4096
     upper_paths: int = 128
-    tests: int = 4
+    tests: int = 2
     draws: int = 1000
     bank: int = 131_072
     seed: int = 0
@@ -82,8 +92,15 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module="lightning")
 
 
-def fit(problem: Problem, row: Row, bank: PairBank, settings: Settings) -> SamplerTraining:
-    """Train a fresh sampler as `train.py` does; its averaged weights are in `.average`."""
+def fit(
+    problem: Problem, row: Row, bank: PairBank, settings: Settings
+) -> tuple[SamplerTraining, float]:
+    """Train a fresh sampler as `train.py` does.
+
+    Returns:
+        the module, with the averaged weights in `.average`, and the CPU time that it took in seconds.
+    """
+    started = time.process_time()
     torch.manual_seed(settings.seed)
     posterior = problem.posterior
     sampler = NoiseSampler(
@@ -104,7 +121,7 @@ def fit(problem: Problem, row: Row, bank: PairBank, settings: Settings) -> Sampl
         enable_progress_bar=False,
     )
     trainer.fit(module, PairData(bank, None, settings))
-    return module
+    return module, time.process_time() - started
 
 
 def settings_of(row: Row, seed: int, steps: int, warm_steps: int) -> Settings:
@@ -119,10 +136,10 @@ def settings_of(row: Row, seed: int, steps: int, warm_steps: int) -> Settings:
 
 
 def schedule(problem: Problem, row: Row, bank: PairBank, effort: Effort) -> Settings:
-    """Numbers of steps that take about `effort.seconds`, by the speed of a short probe of each phase.
+    """Numbers of steps for about `effort.seconds` of CPU time, by a probe of each phase.
 
-    The probe is the difference between a run of few steps and one of 20 more: the first steps pay for
-    what is set up once.
+    The probe is the difference between a run of few steps and one of 20 more: the first steps pay
+    for what is set up once.
     """
 
     def count(seconds: float, warm: bool) -> int:
@@ -131,7 +148,7 @@ def schedule(problem: Problem, row: Row, bank: PairBank, effort: Effort) -> Sett
         clocks = []
         for steps in (START_STEPS, START_STEPS + PROBE_STEPS):
             probe = settings_of(row, effort.seed, steps, steps if warm else 0)
-            clocks.append(fit(problem, row, bank, probe).seconds)
+            clocks.append(fit(problem, row, bank, probe)[1])
         pace = max(clocks[1] - clocks[0], 1e-3) / PROBE_STEPS
         return max(1, round(seconds / pace))
 
@@ -162,7 +179,9 @@ def upper_weights(
 ) -> Tensor:
     """log-weights of backward paths from posterior draws z (n, B, d), (n, B)."""
     path = sampler.backward_path(z, generator)
-    reward = problem.posterior.log_reward(z.flatten(0, 1), obs[torch.arange(len(obs)).repeat(len(z))])
+    reward = problem.posterior.log_reward(
+        z.flatten(0, 1), obs[torch.arange(len(obs)).repeat(len(z))]
+    )
     return reward.reshape(z.shape[:2]) - sampler.log_ratio(path, obs)
 
 
@@ -231,7 +250,7 @@ def evaluate(problem: Problem, sampler: NoiseSampler, effort: Effort) -> dict[st
 
 
 def baseline(problem: Problem, effort: Effort) -> dict[str, float]:
-    """What exact draws score in the place of the sampler's: the scatter of the two-sample figures."""
+    """What exact draws score in the place of the sampler's: how far chance alone goes."""
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(effort.seed + 2)
     obs = observe(problem, effort)
@@ -243,14 +262,16 @@ def baseline(problem: Problem, effort: Effort) -> dict[str, float]:
 
 def run_cell(problem: Problem, row: Row, bank: PairBank, effort: Effort) -> dict[str, float]:
     """Train, then evaluate: all figures of one cell of the table."""
+    effort = row.part(effort)
     settings = schedule(problem, row, bank, effort)
-    module = fit(problem, row, bank, settings)
+    module, cpu_seconds = fit(problem, row, bank, settings)
     sampler = module.sampler
     sampler.load_state_dict(module.average)
     started = time.perf_counter()
     figures = evaluate(problem, sampler, effort)
     figures["train_steps"], figures["warm_steps"] = settings.max_steps, settings.warm_steps
-    figures["train_seconds"] = module.seconds
+    figures["train_seconds"], figures["paths"] = module.seconds, effort.paths
+    figures["steps"], figures["train_cpu_seconds"] = sampler.steps, cpu_seconds
     figures["eval_seconds"] = time.perf_counter() - started
     if problem.matrix is not None and not sampler.control.full:
         reverse, forward = diagonal_floor(problem.matrix, problem.sigma, sampler.reference)

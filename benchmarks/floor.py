@@ -11,9 +11,9 @@ from outsourced.reference import Reference
 def optimal_covariances(matrix: Tensor, sigma: float, reference: Reference) -> Tensor:
     """Covariances of the optimal kernels in innovation units, (K, d, d) in float64.
 
-    Given z_k, the end z_K ~ N(0, I) under y = W z_K + n has precision I / spread_k^2 + W^T W / sigma^2,
-    hence normalised covariance C_k = (I + spread_k^2 W^T W / sigma^2)^-1, and the bridge to it gives
-    Sigma_k = (1 - w_k^2) I + w_k^2 C_k: the same for every state and every y.
+    Given z_k, the end z_K ~ N(0, I) under y = W z_K + n has precision I / spread_k^2 + W^T W /
+    sigma^2, hence normalised covariance C_k = (I + spread_k^2 W^T W / sigma^2)^-1, and the bridge
+    to it gives Sigma_k = (1 - w_k^2) I + w_k^2 C_k: the same for every state and every y.
 
     Args:
         matrix: W, (m, d).
@@ -44,8 +44,9 @@ def diagonal_floor(matrix: Tensor, sigma: float, reference: Reference) -> tuple[
         reference: the time grid.
 
     Returns:
-        The reverse floor, min KL(sampler || posterior), which no ELBO gap log Z - ELBO can pass, and
-        the forward floor, min KL(posterior || sampler), which no EUBO gap EUBO - log Z can pass.
+        The reverse floor, min KL(sampler || posterior), below which no ELBO gap log Z - ELBO can
+        fall, and the forward floor, min KL(posterior || sampler), below which no EUBO gap
+        EUBO - log Z can fall.
     """
     covariances = optimal_covariances(matrix, sigma, reference)
     log_det = torch.logdet(covariances)

@@ -6,6 +6,7 @@ sum over a fine grid in the noise of a two-dimensional prior.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -96,8 +97,8 @@ class MixtureTruth:
 class GridTruth:
     """Sums over the midpoints of a grid that is uniform in (Φ(z_1), Φ(z_2)).
 
-    Every cell has the same prior mass, so that Z is a plain mean of r. The middle of the first axis,
-    where a planar prior may jump, is a cell boundary.
+    Every cell has the same prior mass, so that Z is a plain mean of r. The middle of the first
+    axis, where a planar prior may jump, is a cell boundary.
 
     Args:
         posterior: with noise of shape (2,).
@@ -107,7 +108,7 @@ class GridTruth:
     def __init__(self, posterior: Posterior, shape: tuple[int, int] = (2000, 300)) -> None:
         if shape[0] % 2:
             raise ValueError(f"the first axis of the grid must have an even size, got {shape[0]}")
-        self.shape, self.task = shape, posterior.task
+        self.shape, self.task = shape, copy.deepcopy(posterior.task).double()
         axes = [(torch.arange(n, dtype=torch.float64) + 0.5) / n for n in shape]
         u = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)
         self.z = torch.special.ndtri(u)
@@ -115,7 +116,9 @@ class GridTruth:
 
     def log_rewards(self, y: Tensor, sigma: Tensor) -> Tensor:
         """log r of all cells under one observation y (1, m), float64 (cells,)."""
-        obs = Observation(y.double().expand(len(self.x), -1), {}, sigma.double().expand(len(self.x)))
+        obs = Observation(
+            y.double().expand(len(self.x), -1), {}, sigma.double().expand(len(self.x))
+        )
         return self.task.log_reward(self.x, obs)
 
     def _each(self, obs: Observation) -> list[Tensor]:

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from outsourced.posterior import Posterior
-from outsourced.run import Run
+from outsourced.run import WEIGHTS, Run
 from outsourced.sampler import NoiseSampler
 
 FULL_COVARIANCE_LIMIT = 64  # above it a triangular factor costs more than the network
@@ -78,18 +78,19 @@ def build(config: dict[str, Any]) -> Problem:
     return Problem(posterior, sampler)
 
 
-def load_run(folder: str) -> Problem:
+def load_run(folder: str, weights: str = WEIGHTS) -> Problem:
     """The posterior and the trained sampler of a run folder.
 
     Args:
         folder: Path of a finished run.
+        weights: Their file; `warm.safetensors` holds those at the end of the warm start.
 
     Raises:
         FileNotFoundError, ValueError: Not a run, not finished, damaged, or of another prior.
     """
     run = Run(folder)
     problem = build(run.config)
-    run.load_weights(problem.sampler, problem.posterior.prior.fingerprint())
+    run.load_weights(problem.sampler, problem.posterior.prior.fingerprint(), weights)
     problem.sampler.eval()
     return problem
 

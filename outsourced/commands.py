@@ -54,7 +54,7 @@ def _explain(error: HydraException, config_folder: str) -> str:
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         where = str(cause.full_key or "").rpartition(".")[0] or "the top level"
-        names = ", ".join(str(key) for key in cause.parent_node)
+        names = ", ".join(str(key) for key in cause.parent_node if key != "hydra")
         return f"{text.splitlines()[0]}\nkeys of {where}: {names}"
     if "defaults list" in text:
         groups = sorted(entry.name for entry in os.scandir(config_folder) if entry.is_dir())

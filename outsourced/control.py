@@ -1,9 +1,9 @@
 """The controlled kernel: a network's guess of z_K, with its covariance, integrated over the bridge.
 
-If z_K given z_k has mean rho_k z_k + spread_k * delta and covariance spread_k^2 C, the next state has
-innovation mean w_k delta and covariance (1 - w_k^2) I + w_k^2 C. C = 0 is the bridge of a point mass
-(the lower DDPM limit), C = I the reference (the upper one). Zero outputs give delta = 0 and C = I: the
-untrained sampler *is* the prior.
+If z_K given z_k has mean rho_k z_k + spread_k * delta and covariance spread_k^2 C, the next state
+has innovation mean w_k delta and covariance (1 - w_k^2) I + w_k^2 C. C = 0 is the bridge of a point
+mass (the lower DDPM limit), C = I the reference (the upper one). Zero outputs give delta = 0 and C
+= I: the untrained sampler *is* the prior.
 """
 
 import torch
@@ -82,7 +82,8 @@ class Control(nn.Module):
         if len(noise_shape) == 3 and (informed == "gauss_newton" or covariance == "full"):
             raise ValueError(
                 f"sampler.informed={informed}, sampler.covariance={covariance} need vector noise; "
-                f"for spatial noise {noise_shape} use informed=none|gradient and covariance=diagonal"
+                f"for spatial noise {noise_shape} use informed=none|gradient and "
+                "covariance=diagonal"
             )
 
     def _network(

@@ -9,13 +9,14 @@ import lightning
 from lightning.pytorch.loggers import Logger
 
 from outsourced.checkpoint import restore_optimizer
-from outsourced.run import CHECKPOINT, Run, check_prior, read_tensors, write_tensors
+from outsourced.run import CHECKPOINT, WARM, Run, check_prior, read_tensors, write_tensors
 from outsourced.stepdata import PairData
 from outsourced.training import SamplerTraining
 
 
 class Recovery(lightning.Callback):
-    """Saves a checkpoint every `save_every` steps and on SIGINT; restores the optimiser.
+    """Saves the weights at the end of the warm start, and a checkpoint every `save_every` steps and
+    on SIGINT; restores the optimiser.
 
     Args:
         run: Where the checkpoint lies.
@@ -42,6 +43,9 @@ class Recovery(lightning.Callback):
         self.stopped = True
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        _, (_, warm, _), (_, end, _) = pl_module.phases()
+        if pl_module.steps_done == warm < end and trainer.is_global_zero:
+            write_tensors(self.run.folder / WARM, pl_module.average, self.metadata)
         if self.stopped or pl_module.steps_done % pl_module.settings.save_every == 0:
             if trainer.is_global_zero:
                 write_tensors(self.run.folder / CHECKPOINT, pl_module.checkpoint(), self.metadata)

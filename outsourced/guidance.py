@@ -1,9 +1,9 @@
 """Likelihood-informed inputs of the control: what log r says at the current guess of z_K.
 
 A guidance turns (z_k, k, observation) into a first estimate of the normalised mean shift
-delta = (E[z_K | z_k, y] - rho_k z_k) / spread_k, and inputs for the network that are O(1) at every step.
-By Stein's identity for the Gaussian N(rho_k z_k, spread_k^2 I), delta is the posterior mean of
-spread_k * grad log r(z_K): zero of the force spread_k * grad log r(guess) - delta(guess).
+delta = (E[z_K | z_k, y] - rho_k z_k) / spread_k, and inputs for the network that are O(1) at every
+step. By Stein's identity for the Gaussian N(rho_k z_k, spread_k^2 I), delta is the posterior mean
+of spread_k * grad log r(z_K): zero of the force spread_k * grad log r(guess) - delta(guess).
 """
 
 from dataclasses import dataclass
@@ -89,8 +89,9 @@ class GradientGuidance(nn.Module):
 class GaussNewtonGuidance:
     """Guess z_K by the Laplace approximation, then correct it by one exact gradient.
 
-    With C = V diag(c) V^T the normalised covariance of z_K given z_k, the Newton step from a guess is
-    C force; C^{1/2} force is the error of the guess in posterior standard deviations, hence O(1).
+    With C = V diag(c) V^T the normalised covariance of z_K given z_k, the Newton step from a guess
+    is C force; C^{1/2} force is the error of the guess in posterior standard deviations, hence
+    O(1).
 
     Args:
         reference: The uncontrolled process.

@@ -11,7 +11,8 @@ Linearise = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 @dataclass
 class Laplace:
-    """log r(z) ~ const + gradient . (z - anchor) - 1/2 (z - anchor)^T V diag(curvature) V^T (z - anchor).
+    """log r(z) ~ const + gradient . (z - anchor) - 1/2 (z - anchor)^T V diag(curvature) V^T (z -
+    anchor).
 
     Attributes:
         anchor: Expansion point, (B, d).

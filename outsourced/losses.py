@@ -73,6 +73,15 @@ class Losses:
             return f"log_reward is not finite at {bad} of {value.numel()} draws"
         return "log_reward is finite at all draws, so the sampler has diverged"
 
+    def anchor(self, batch: dict[str, Any], count: int, cpu: torch.Generator) -> Result:
+        """Likelihood of simulated z under the anchor head alone: an encoder, no path and no
+        prior."""
+        z, obs = self._observe(batch, count, cpu)
+        self._ends = (z, obs)
+        loss = self.sampler.anchor_loss(self.sampler.embed(obs), z).mean()
+        value = float(loss.detach())
+        return loss, {"loss": value, "loss/anchor": value}
+
     def _observe(
         self, batch: dict[str, Any], count: int, cpu: torch.Generator
     ) -> tuple[Tensor, Observation]:
@@ -81,17 +90,17 @@ class Losses:
         return batch["z"][:count].to(device), self.posterior.task.sample(x, generator=cpu)  # type: ignore[operator]
 
     def likelihood(
-        self, batch: dict[str, Any], cpu: torch.Generator, device: torch.Generator
+        self, batch: dict[str, Any], count: int, cpu: torch.Generator, device: torch.Generator
     ) -> Result:
         """Forward KL on simulated pairs, from a few kernels of each path."""
-        z, obs = self._observe(batch, len(batch["z"]), cpu)
+        z, obs = self._observe(batch, count, cpu)
         self._ends = (z, obs)
         context = self.sampler.encode(obs)
         ratio = self.sampler.denoising_log_ratio(z[None], context, self.denoising_steps, device)
         loss = PathLikelihood()(Scores(log_ratio=ratio)).mean()
         figures = {"loss": float(loss.detach()), "loss/simulated": float(loss.detach())}
         if context.laplace is not None:
-            anchor = self.sampler.anchor_loss(context, z).mean()
+            anchor = self.sampler.anchor_loss(context.embedding, z).mean()
             loss = loss + anchor
             figures["loss/anchor"] = float(anchor.detach())
         return loss, figures

@@ -1,10 +1,11 @@
 """Control networks on vector and spatial noise, and observation encoders.
 
-A control network maps states of all steps at once, (S, N, ...) with steps k (S,), to its outputs; what
-depends only on the step is computed once per step, what depends only on the observation once per
-observation. Output layers are zero at initialisation.
+A control network maps states of all steps at once, (S, N, ...) with steps k (S,), to its outputs;
+what depends only on the step is computed once per step, what depends only on the observation once
+per observation. Output layers are zero at initialisation.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -50,8 +51,8 @@ class StepEmbedding(nn.Module):
 class VectorNetwork(nn.Module):
     """Residual MLP with FiLM conditioning on step and observation, and a linear skip of its own.
 
-    output = head(trunk(x; k, e)) + M(k) x + N(k) e, with M and N generated from the step: the optimal
-    control of a linear-Gaussian problem is of the second form, so no width is spent on it.
+    output = head(trunk(x; k, e)) + M(k) x + N(k) e, with M and N generated from the step: the
+    optimal control of a linear-Gaussian problem is of the second form, so no width is spent on it.
 
     Args:
         inputs: Size of x.
@@ -200,7 +201,7 @@ class ImageEncoder(nn.Module):
         self.size = width
         sizes = (inputs, channels, 2 * channels, 2 * channels)
         layers: list[nn.Module] = []
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        for before, after in itertools.pairwise(sizes):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.SiLU()]
         cells = math.ceil(height / 8) * math.ceil(side / 8)
         layers += [nn.Flatten(), nn.Linear(cells * sizes[-1], 2 * width), nn.SiLU()]

@@ -1,9 +1,10 @@
 """Training objectives: functions of path log-ratios and log-rewards; they know nothing else.
 
-With log_weight = log_reward - log_ratio, every objective below is minimal exactly when log_weight is
-constant on the paths of one observation, and then equals log Z(y). Each objective names what it needs
-(`needs`): `log_z`, `flow`, `groups` (several paths of one observation), `posterior` (draws of z given y,
-scored on backward paths), `path_gradient` (differentiable roll-out) or `reward_gradient`.
+With log_weight = log_reward - log_ratio, every objective below is minimal exactly when log_weight
+is constant on the paths of one observation, and then equals log Z(y). Each objective names what it
+needs (`needs`): `log_z`, `flow`, `groups` (several paths of one observation), `posterior` (draws of
+z given y, scored on backward paths), `path_gradient` (differentiable roll-out) or
+`reward_gradient`.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class Scores:
     @property
     def log_weight(self) -> Tensor:
         """log_reward - log_ratio, (n, B)."""
-        assert self.log_reward is not None and self.log_ratio is not None
+        assert self.log_reward is not None
+        assert self.log_ratio is not None
         return self.log_reward - self.log_ratio
 
 
@@ -99,7 +101,8 @@ class LogVariance(Objective):
 
 
 class SubTrajectoryBalance(Objective):
-    """Weighted squared residuals of all sub-paths (Madan et al. 2023, eq. 11); lam = 0 keeps single steps.
+    """Weighted squared residuals of all sub-paths (Madan et al. 2023, eq. 11); lam = 0 keeps single
+    steps.
 
     A sub-path from i to j has residual V_i + sum_{i <= k < j} log_ratio_k - V_j with V = log_flow,
     V_K = log_reward, and weight lam^(j - i - 1), normalised over all pairs.
@@ -119,7 +122,9 @@ class SubTrajectoryBalance(Objective):
 
     def forward(self, scores: Scores) -> Tensor:
         ratio, flow, reward = scores.step_log_ratio, scores.log_flow, scores.log_reward
-        assert ratio is not None and flow is not None and reward is not None
+        assert ratio is not None
+        assert flow is not None
+        assert reward is not None
         value = torch.cat([flow, reward[None]])
         passed = torch.cat([torch.zeros_like(ratio[:1]), ratio.cumsum(0)])
         level = value - passed
@@ -130,7 +135,8 @@ class SubTrajectoryBalance(Objective):
 
 
 class DetailedBalance(SubTrajectoryBalance):
-    """Squared residuals of single steps: `SubTrajectoryBalance` with lam = 0 (Bengio et al. 2023)."""
+    """Squared residuals of single steps: `SubTrajectoryBalance` with lam = 0 (Bengio et al.
+    2023)."""
 
     def __init__(self, huber: float | None = None):
         super().__init__(0.0, huber)
@@ -166,5 +172,6 @@ class AdjointSampling(Objective):
     needs = frozenset({"reward_gradient"})
 
     def forward(self, scores: Scores) -> Tensor:
-        assert scores.shift is not None and scores.target is not None
+        assert scores.shift is not None
+        assert scores.target is not None
         return 0.5 * (scores.shift - scores.target).square().flatten(2).sum(-1)

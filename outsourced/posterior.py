@@ -77,7 +77,8 @@ class Posterior:
         return x.to(z.dtype)
 
     def log_reward(self, z: Tensor, obs: Observation) -> Tensor:
-        """beta log r(f(z), y) for z (B, *noise_shape) under B observations, in chunks: (B,) nats."""
+        """beta log r(f(z), y) for z (B, *noise_shape) under B observations, in chunks: (B,)
+        nats."""
         parts = (self.task.log_reward(self._decode(z[s]), obs[s]) for s in self._pieces(len(z)))
         return self.beta * torch.cat(list(parts))
 
@@ -105,8 +106,8 @@ class Posterior:
     def gauss_newton(self, z: Tensor, obs: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """beta log r, its gradient and its Gauss-Newton matrix beta J^T J in z (B, d).
 
-        J is the Jacobian of the task's whitened residual, by forward-mode differentiation: d tangents
-        through f for each z. Source: Nocedal & Wright 2006, section 10.3.
+        J is the Jacobian of the task's whitened residual, by forward-mode differentiation: d
+        tangents through f for each z. Source: Nocedal & Wright 2006, section 10.3.
 
         Raises:
             ValueError: Black-box prior, spatial noise, or a task without residual.
@@ -114,7 +115,8 @@ class Posterior:
         self._require_gradient("a Gauss-Newton matrix")
         if z.ndim != 2 or not hasattr(self.task, "whitened_jacobian"):
             raise ValueError(
-                "a Gauss-Newton matrix needs vector noise and a task with a Gaussian likelihood, got "
+                "a Gauss-Newton matrix needs vector noise and a task with a Gaussian likelihood, "
+                "got "
                 f"noise {tuple(z.shape[1:])} and {type(self.task).__name__}; use sampler.informed="
                 "gradient or none"
             )
@@ -142,8 +144,8 @@ class Posterior:
     def _require_gradient(self, what: str) -> None:
         if not self.prior.differentiable:
             raise ValueError(
-                f"{what} needs a differentiable prior, but {type(self.prior).__name__} is a black box; "
-                "use sampler.informed=none and a gradient-free objective"
+                f"{what} needs a differentiable prior, but {type(self.prior).__name__} is a black "
+                "box; use sampler.informed=none and a gradient-free objective"
             )
 
     def features(self, obs: Observation) -> Tensor:
@@ -161,7 +163,8 @@ class Posterior:
     def simulate(
         self, n: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Observation]:
-        """Joint draws z ~ N(0, I), x = f(z), y ~ p(y | x): z is an exact posterior draw of its y."""
+        """Joint draws z ~ N(0, I), x = f(z), y ~ p(y | x): z is an exact posterior draw of its
+        y."""
         z = self.draw_noise(n, generator)
         x = self.decode(z)
         return z, x, self.task.sample(x, generator=generator)  # type: ignore[operator]

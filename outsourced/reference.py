@@ -1,9 +1,9 @@
 """The uncontrolled process: time grids, exact Ornstein-Uhlenbeck kernels and bridges.
 
-The chain z_0 -> ... -> z_K is stationary with law N(0, I) and reversible, so that the same kernel run
-backward is the noising process. Everything follows from rho_k = corr(z_k, z_K). Both ends are exact:
-rho_0 = 0 (z_0 carries nothing about z_K, so N(0, I) is the exact start law of *every* posterior) and
-rho_K = 1.
+The chain z_0 -> ... -> z_K is stationary with law N(0, I) and reversible, so that the same kernel
+run backward is the noising process. Everything follows from rho_k = corr(z_k, z_K). Both ends are
+exact: rho_0 = 0 (z_0 carries nothing about z_K, so N(0, I) is the exact start law of *every*
+posterior) and rho_K = 1.
 """
 
 import math
@@ -24,7 +24,8 @@ def correlations(
         schedule: `log_snr` (log rho^2 / (1 - rho^2) uniform in between) or `cosine`
             (rho_k = sin(pi k / 2K); Nichol & Dhariwal 2021, without the offset).
         log_snr_min, log_snr_max: Log signal-to-noise ratios of z_1 and z_{K-1}; `log_snr` only.
-        late: Exponent > 0 of the position on the `log_snr` grid; below 1 the steps crowd at the end.
+        late: Exponent > 0 of the position on the `log_snr` grid; below 1 the steps crowd at the
+            end.
 
     Raises:
         ValueError: Unknown schedule or values out of range.
@@ -37,7 +38,8 @@ def correlations(
         )
     if not log_snr_min < log_snr_max:
         raise ValueError(
-            f"sampler.log_snr_min must be < sampler.log_snr_max, got {log_snr_min} and {log_snr_max}"
+            f"sampler.log_snr_min must be < sampler.log_snr_max, got {log_snr_min} and "
+            f"{log_snr_max}"
         )
     if late <= 0:
         raise ValueError(f"sampler.late must be > 0, got {late}")
@@ -61,8 +63,8 @@ class Reference(nn.Module):
         a: corr(z_k, z_{k+1}) = rho_k / rho_{k+1}.
         scale: sqrt(1 - a_k^2), standard deviation of one kernel.
         spread: sqrt(1 - rho_k^2), standard deviation of z_K given z_k.
-        information: w_k in (0, 1]; w_k^2 is the share of the kernel's variance that z_K explains, so
-            that the bridge has variance (1 - w_k^2) scale_k^2 and w_{K-1} = 1.
+        information: w_k in (0, 1]; w_k^2 is the share of the kernel's variance that z_K explains,
+            so that the bridge has variance (1 - w_k^2) scale_k^2 and w_{K-1} = 1.
     """
 
     rho: Tensor
@@ -113,7 +115,8 @@ class Reference(nn.Module):
         return torch.stack(path)
 
     def backward_path(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Noising path that ends in z_K = z (N, *shape): (K + 1, N, *shape), drawn from z_K back."""
+        """Noising path that ends in z_K = z (N, *shape): (K + 1, N, *shape), drawn from z_K
+        back."""
         path = [z]
         for k in reversed(range(self.steps)):
             noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 WEIGHTS = "sampler.safetensors"
+WARM = "warm.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.json"
 FIGURES = "figures"
@@ -140,22 +141,25 @@ class Run:
         return (self.folder / CHECKPOINT).is_file()
 
     def _clear(self) -> None:
-        for name in (WEIGHTS, CHECKPOINT, METRICS, "config.json"):
+        for name in (WEIGHTS, WARM, CHECKPOINT, METRICS, "config.json"):
             (self.folder / name).unlink(missing_ok=True)
         for folder in (*self.folder.glob("csv*"), self.folder / FIGURES):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def load_weights(self, sampler: torch.nn.Module, fingerprint: str) -> dict[str, str]:
+    def load_weights(
+        self, sampler: torch.nn.Module, fingerprint: str, name: str = WEIGHTS
+    ) -> dict[str, str]:
         """Load the weights into a sampler of the same architecture; returns their metadata.
 
         Args:
             sampler: Built from this run's configuration.
             fingerprint: Of the prior at hand; weights are for one prior only.
+            name: `WEIGHTS`, or `WARM` for those at the end of the warm start.
 
         Raises:
             FileNotFoundError, ValueError: Weights missing, damaged or of another prior or network.
         """
-        path = self.folder / WEIGHTS
+        path = self.folder / name
         weights, metadata = read_tensors(path)
         check_prior(path, metadata, fingerprint)
         try:

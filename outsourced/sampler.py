@@ -52,7 +52,8 @@ class NoiseSampler(nn.Module):
         informed, covariance, width, depth: See `Control`.
         embedding: Size of the observation embedding.
         anchor_steps: Gauss-Newton steps from the predicted anchor; `gauss_newton` only.
-        flow: Also build the state flow log F(z_k, y) - log N(z_k) that sub-trajectory balance learns.
+        flow: Also build the state flow log F(z_k, y) - log N(z_k) that sub-trajectory balance
+            learns.
         max_rows: Kernels scored at once; longer work is split over steps and recomputed in the
             backward pass, so that memory does not grow with K.
     """
@@ -125,7 +126,7 @@ class NoiseSampler(nn.Module):
 
     def encode(self, obs: Observation) -> Context:
         """Everything that is computed once per observation."""
-        embedding = self.encoder(self.conditioning.features(obs))
+        embedding = self.embed(obs)
         if self.control.informed != "gauss_newton":
             return Context(embedding, obs)
         start = self.anchor(embedding)[:, : self.noise_shape[0]].detach()
@@ -140,10 +141,18 @@ class NoiseSampler(nn.Module):
         summary = torch.cat([laplace.anchor, torch.log1p(laplace.curvature) / 5], -1)
         return Context(torch.cat([embedding, summary], -1), obs, laplace)
 
-    def anchor_loss(self, context: Context, z: Tensor) -> Tensor:
-        """Gaussian negative log-likelihood per observation of z (B, d) under the anchor head, (B,)."""
-        embedding = context.embedding[:, : self.anchor.in_features]
-        mean, log_std = self.anchor(embedding).chunk(2, -1)
+    def embed(self, obs: Observation) -> Tensor:
+        """The encoder's embedding of observations alone."""
+        return self.encoder(self.conditioning.features(obs))
+
+    def anchor_loss(self, embedding: Tensor, z: Tensor) -> Tensor:
+        """Negative log-likelihood of z (B, d) under the anchor head, (B,); constants left out.
+
+        Args:
+            embedding: As returned by `embed`, or the embedding of a context.
+            z: Noise behind the observations.
+        """
+        mean, log_std = self.anchor(embedding[:, : self.anchor.in_features]).chunk(2, -1)
         return (0.5 * ((z - mean) * torch.exp(-log_std)).square() + log_std).sum(-1)
 
     def log_z(self, context: Context) -> Tensor:
@@ -263,7 +272,8 @@ class NoiseSampler(nn.Module):
     def score(
         self, z: Tensor, after: Tensor, k: Tensor, context: Context, guide: Tensor | None = None
     ) -> Tensor:
-        """log P_phi(after | z) - log P_ref(after | z) in nats for steps k (S,), with grad: (S, N)."""
+        """log P_phi(after | z) - log P_ref(after | z) in nats for steps k (S,), with grad: (S,
+        N)."""
         rows = max(1, self.max_rows // z.shape[1])
         parts = []
         for start in range(0, len(k), rows):
@@ -306,7 +316,8 @@ class NoiseSampler(nn.Module):
         steps: int,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Unbiased estimate, from a few random steps, of log_ratio on backward paths from z (n, B, ...).
+        """Unbiased estimate, from a few random steps, of log_ratio on backward paths from z (n, B,
+        ...).
 
         Args:
             z: End points, (n, B, *noise_shape).

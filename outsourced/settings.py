@@ -4,10 +4,18 @@ from dataclasses import dataclass
 
 OBSERVATIONS = ("simulated", "images", "mixed")
 AT_LEAST_1 = (
-    *("max_steps", "batch", "denoising_steps", "groups"),
+    *("max_steps", "batch", "anchor_batch", "denoising_steps", "groups"),
     *("log_every", "save_every", "max_skipped"),
 )
-AT_LEAST_0 = ("warm_steps", "ramp", "evaluate_every", "seed", "likelihood_weight", "final_lr")
+AT_LEAST_0 = (
+    "anchor_steps",
+    "warm_steps",
+    "ramp",
+    "evaluate_every",
+    "seed",
+    "likelihood_weight",
+    "final_lr",
+)
 
 
 @dataclass
@@ -15,13 +23,16 @@ class Settings:
     """How to train.
 
     Attributes:
-        max_steps: Optimiser steps in all; `warm_steps` of them are the `PathLikelihood` warm start.
+        max_steps: Optimiser steps in all; the first `warm_steps` are the `PathLikelihood` warm
+            start, of which the first `anchor_steps` train the encoder alone, to predict z (samplers
+            with Gauss-Newton guidance; the others start with paths at once).
+        anchor_batch: Observations an anchor step.
         batch, denoising_steps: Observations a warm step, and kernels scored for each.
         groups: Observations a balance step; the mixture sets the paths of each.
         observations: Whose y the balance steps see: `simulated`, real `images`, or `mixed`.
-        lr, balance_lr: Peak learning rates of the two phases; `head_gain` multiplies that of log Z
-            and the flow. Each phase warms up for `ramp` steps and decays by a cosine to `final_lr`
-            times it.
+        lr, balance_lr: Peak learning rates, the latter of the balance phase; `head_gain` multiplies
+            that of log Z and the flow. Each phase (anchors, warm start, balance) warms up for
+            `ramp` steps and decays by a cosine to `final_lr` times it.
         clip: Largest norm of the gradient.
         likelihood_weight: Weight of the likelihood of simulated pairs beside a balance loss.
         ema: Decay of the averaged weights, which are the ones kept.
@@ -36,7 +47,9 @@ class Settings:
     """
 
     max_steps: int = 10_000
+    anchor_steps: int = 2_000
     warm_steps: int = 8_000
+    anchor_batch: int = 256
     batch: int = 64
     denoising_steps: int = 8
     groups: int = 16

@@ -32,7 +32,8 @@ class StepData(Dataset):
             raise IndexError(index)
         step, s = self.start + index, self.settings
         generator = torch.Generator().manual_seed(s.seed * 1_000_003 + 2 * step)
-        count = max(s.batch, s.groups)  # both phases read the first of these
+        later = max(s.batch, s.groups)  # the later phases read the first of these
+        count = max(s.anchor_batch, later) if step < s.anchor_steps else later
         z, x = self.bank.rows(torch.randint(len(self.bank), (count,), generator=generator))
         item: dict[str, Any] = {"step": step, "z": z, "x": x}
         if self.images is not None:

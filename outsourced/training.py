@@ -90,16 +90,19 @@ class SamplerTraining(lightning.LightningModule):
     def _likelihood_only(self) -> bool:
         return isinstance(self.losses.objective, PathLikelihood)
 
+    def phases(self) -> list[tuple[int, int, float]]:
+        """First step, end and peak learning rate of the phases: anchors, warm start, balance."""
+        s = self.settings
+        warm = s.max_steps if self._likelihood_only else min(s.warm_steps, s.max_steps)
+        anchors = min(s.anchor_steps, warm) if hasattr(self.sampler, "anchor") else 0
+        return [(0, anchors, s.lr), (anchors, warm, s.lr), (warm, s.max_steps, s.balance_lr)]
+
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up and cosine decay in each phase."""
         s = self.settings
-        cut = s.max_steps if self._likelihood_only else min(s.warm_steps, s.max_steps)
-        if step < cut:
-            peak, done, end = s.lr, step, cut
-        else:
-            peak, done, end = s.balance_lr, step - cut, s.max_steps - cut
-        ramp = min(1.0, (done + 1) / max(s.ramp, 1))
-        fall = 0.5 * (1 + math.cos(math.pi * done / max(end, 1)))
+        first, end, peak = next(p for p in self.phases() if step < p[1])
+        ramp = min(1.0, (step - first + 1) / max(s.ramp, 1))
+        fall = 0.5 * (1 + math.cos(math.pi * (step - first) / (end - first)))
         return peak * ramp * (s.final_lr + (1 - s.final_lr) * fall)
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
@@ -110,13 +113,16 @@ class SamplerTraining(lightning.LightningModule):
         seed = (s.seed * 1_000_003 + 2 * step + 1) * 1009 + self.global_rank
         cpu = torch.Generator().manual_seed(seed)
         device = torch.Generator(self.device).manual_seed(seed + 1)
-        pairs = {"z": batch["z"][: s.batch], "x": batch["x"][: s.batch]}
-        if step < s.warm_steps or self._likelihood_only:
-            loss, self._figures = self.losses.likelihood(pairs, cpu, device)
+        (_, anchors, _), (_, warm, _), _ = self.phases()
+        if step < warm:
+            if step < anchors:
+                loss, self._figures = self.losses.anchor(batch, s.anchor_batch, cpu)
+            else:
+                loss, self._figures = self.losses.likelihood(batch, s.batch, cpu, device)
             return loss
         loss, self._figures = self.losses.balance(batch, s.groups, s.observations, cpu, device)
         if s.likelihood_weight:
-            extra, figures = self.losses.likelihood(pairs, cpu, device)
+            extra, figures = self.losses.likelihood(batch, s.batch, cpu, device)
             loss = loss + s.likelihood_weight * extra
             self._figures["loss/likelihood"] = figures["loss"]
         self._anneal()

@@ -48,8 +48,8 @@ class Decoder(nn.Module):
         return self.head(F.silu(h)).tanh().unflatten(-1, self.image_shape)
 
 
-# One coupling stretches a coordinate by at most e^0.4: a prior that fits better by folding its noise
-# space is one whose posteriors are harder to sample.
+# One coupling stretches a coordinate by at most e^0.4: a prior that fits better by folding its
+# noise space is one whose posteriors are harder to sample.
 SCALE_LIMIT = 0.4
 
 

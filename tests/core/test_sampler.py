@@ -324,7 +324,7 @@ def test_anchor_is_trained_as_a_gaussian_density(linear, make_sampler):
     mean, log_std = sampler.anchor(sampler.encoder(obs.y)).chunk(2, -1)
     constant = 2 * math.log(2 * math.pi)
     expected = -Normal(mean, log_std.exp()).log_prob(z).sum(-1) - constant
-    close(sampler.anchor_loss(sampler.encode(obs), z), expected)
+    close(sampler.anchor_loss(sampler.encode(obs).embedding, z), expected)
 
 
 def test_guided_returns_what_the_draw_cached(sampler_of):

@@ -72,6 +72,11 @@ class Problem:
 
 
 @pytest.fixture
+def tiny() -> list[str]:
+    return TINY
+
+
+@pytest.fixture
 def problem() -> type[Problem]:
     return Problem
 
@@ -102,10 +107,13 @@ def call(script: str, arguments: tuple[str, ...]) -> Outcome:
     saved = sys.argv
     sys.argv = [f"{script}.py", *arguments]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                launch(module.main, module.CONFIGS)
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(error),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            launch(module.main, module.CONFIGS)
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
         if isinstance(leaving.code, str):
@@ -120,7 +128,13 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
     """`python train.py` with `TINY` and further overrides, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     logging.getLogger("lightning").setLevel(logging.ERROR)
-    yield lambda *more, tiny=True: call("train", (*(TINY if tiny else ()), *more))
+
+    def run(*more: str, tiny: bool = True) -> Outcome:
+        flags = [argument for argument in more if argument.startswith("-")]
+        rest = [argument for argument in more if not argument.startswith("-")]
+        return call("train", (*flags, *(TINY if tiny else ()), *rest))
+
+    yield run
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

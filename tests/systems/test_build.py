@@ -1,0 +1,80 @@
+"""From configurations to problems."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+import outsourced.build
+from outsourced.build import build_posterior, code_version, resolve
+
+PRIOR = {"_target_": "outsourced.priors.LinearGaussian", "dim": 3}
+TASK = {"_target_": "outsourced.tasks.vectors.LinearMeasurement", "measurements": 2, "dim": 3}
+POSTERIOR = {"beta": 1.0, "chunk": 8, "precision": "float32"}
+CONFIG = {"prior": PRIOR, "task": {**TASK, "seed": 0, "sigma": 0.1}, "posterior": POSTERIOR}
+AUTO = {"informed": "auto", "covariance": "auto", "steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("dim", "differentiable", "informed", "covariance"),
+    [
+        (3, True, "gauss_newton", "full"),
+        (65, True, "gradient", "diagonal"),
+        (3, False, "none", "full"),
+    ],
+)
+def test_auto(dim, differentiable, informed, covariance) -> None:
+    """`auto` becomes what the noise and the prior allow; what was chosen stays.
+
+    Mutants: gradients of a black box, a triangular factor of any size.
+    """
+    task = {**CONFIG["task"], "dim": dim}
+    posterior = build_posterior({**CONFIG, "prior": {**PRIOR, "dim": dim}, "task": task})
+    posterior.prior.differentiable = differentiable
+    resolved = resolve({"sampler": AUTO}, posterior)
+    assert resolved == {"informed": informed, "covariance": covariance, "steps": 5}
+    chosen = {"informed": "none", "covariance": "diagonal"}
+    assert resolve({"sampler": chosen}, posterior) == chosen
+    assert AUTO["informed"] == "auto"
+
+
+def test_posterior_of_a_configuration() -> None:
+    """Options reach the posterior; a task for other data is refused; null shapes are the prior's.
+
+    Mutant: a task that is built for its default shape.
+    """
+    posterior = build_posterior(CONFIG)
+    assert posterior.chunk == 8
+    with pytest.raises(ValueError, match=r"data of shape \(4,\), but the prior generates \(3,\)"):
+        build_posterior({**CONFIG, "task": {**CONFIG["task"], "dim": 4}})
+    function = "outsourced.tasks.functions.absolute_first"
+    nonlinear = {
+        "_target_": "outsourced.tasks.vectors.NonlinearMeasurement",
+        **{"function": function, "data_shape": None, "sigma": 0.2},
+    }
+    assert build_posterior({**CONFIG, "task": nonlinear}).task.data_shape == (3,)
+    assert nonlinear["data_shape"] is None
+
+
+def test_code_version(tmp_path, monkeypatch) -> None:
+    """The commit of this package, and no commit of a repository that it was installed into.
+
+    Mutants: the commit of whatever repository surrounds the file, a crash without git.
+    """
+    assert re.fullmatch(r"[^+]+(\+[0-9a-f]{7,}(-dirty)?)?", code_version())
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    commit = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=b", "commit", "-q"]
+    subprocess.run([*commit, "--allow-empty", "-m", "somebody's"], check=True)
+    installed = tmp_path / "build.py"
+    shutil.copy(outsourced.build.__file__, installed)
+    monkeypatch.setattr(outsourced.build, "__file__", str(installed))
+    assert "+" not in code_version()
+    subprocess.run(["git", "-C", tmp_path, "add", "build.py"], check=True)
+    subprocess.run([*commit, "-m", "ours"], check=True)
+    assert "+" in code_version()
+    assert not code_version().endswith("-dirty")
+    installed.write_text("changed")
+    assert code_version().endswith("-dirty")
+    monkeypatch.setattr(outsourced.build.shutil, "which", lambda _: None)
+    assert "+" not in code_version()

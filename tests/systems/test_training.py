@@ -1,0 +1,344 @@
+"""The training module: rates, averages, clipping, skips, annealing, memory, logged figures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.loggers import Logger
+
+from outsourced.annealing import conditional_ess
+from outsourced.fit import fit
+from outsourced.objectives import LogVariance, PathLikelihood, TrajectoryBalance
+from outsourced.run import Run
+from outsourced.settings import Settings
+from outsourced.stepdata import PairData, StepData
+from outsourced.training import SamplerTraining
+
+ALL = {"on_policy": 2, "reference": 1, "simulated": 1, "replay": 1, "refined": 1}
+QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+
+
+class Recorder(Logger):
+    """Keeps what is logged."""
+
+    name, version = "recorder", 0
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics, step=None) -> None:
+        self.rows.append((step, metrics))
+
+    def log_hyperparams(self, *args, **kwargs) -> None:
+        raise AssertionError("the entry point logs the configuration")
+
+
+def settings(**options) -> Settings:
+    few = {"max_steps": 12, "warm_steps": 6, "batch": 8, "groups": 8, "observations": "simulated"}
+    return Settings(**{**few, "evaluate_every": 0, "log_every": 3, "ramp": 2, **options})
+
+
+def module_of(p, objective=None, weights=None, evaluate=None, **options) -> SamplerTraining:
+    mixture = p.mixture(6, weights=weights or ALL)
+    parts = p.sampler, p.posterior, objective or LogVariance(), mixture, settings(**options)
+    return SamplerTraining(*parts, evaluate)
+
+
+def run(p, module, folder: Path, loggers=None) -> bool:
+    lightning.seed_everything(0, verbose=False)
+    target = Run(folder / "r")
+    target.create({})
+    data = PairData(p.bank(folder), None, module.settings)
+    return fit(target, module, data, {"prior": "p"}, False, loggers, **QUIET)
+
+
+def test_learning_rate(problem) -> None:
+    """Values by hand: a ramp of 4 steps times a cosine from the peak to final_lr, in each phase.
+
+    Mutants: a ramp that starts at 0 (a lost step), one cosine over both phases, a rate that ends at 0.
+    """
+    options = {"max_steps": 300, "warm_steps": 100, "ramp": 4, "final_lr": 0.1}
+    module = module_of(problem(), lr=1.0, balance_lr=0.5, **options)
+    assert module.rate(0) == pytest.approx(0.25)
+    assert module.rate(50) == pytest.approx(0.55)
+    assert module.rate(99) == pytest.approx(0.1, abs=1e-3)
+    assert module.rate(100) == pytest.approx(0.125)
+    assert module.rate(200) == pytest.approx(0.5 * 0.55)
+    assert module.rate(299) == pytest.approx(0.05, abs=1e-3)
+    only = module_of(problem(), PathLikelihood(), lr=1.0, balance_lr=0.5, **options)
+    assert only.rate(150) == pytest.approx(0.55)
+
+
+def test_rates_of_the_two_groups(problem, tmp_path) -> None:
+    """log Z learns `head_gain` times as fast as the rest, and every parameter learns.
+
+    Mutant: a group that keeps the rate it was made with.
+    """
+    p = problem()
+    module = module_of(p, TrajectoryBalance(), warm_steps=0, head_gain=7.0, max_steps=5, ramp=1)
+    run(p, module, tmp_path)
+    body, heads = module.optimizers().param_groups
+    assert body["lr"] == pytest.approx(module.rate(4))
+    assert heads["lr"] == pytest.approx(7 * module.rate(4))
+    names = {id(value): name for name, value in p.sampler.named_parameters()}
+    assert {names[id(value)].split(".")[0] for value in heads["params"]} == {"log_z_head"}
+    assert len(body["params"]) + len(heads["params"]) == len(names)
+
+
+def test_average_of_the_weights(problem, tmp_path) -> None:
+    """The averaged weights obey a_n = d a_{n-1} + (1 - d) w_n with d = min(ema, (1+n)/(10+n)).
+
+    Mutants: weights of the step before, the bare decay (whose average would stay at the start).
+    """
+    p = problem()
+    module = module_of(p, ema=0.3)
+    expected = {k: v.clone() for k, v in p.sampler.state_dict().items()}
+    original = SamplerTraining.optimizer_step
+    seen = []
+
+    def optimizer_step(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        n = len(seen) + 1
+        decay = min(0.3, (1 + n) / (10 + n))
+        for name, value in p.sampler.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+        seen.append(self.steps_done)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SamplerTraining, "optimizer_step", optimizer_step)
+        assert run(p, module, tmp_path)
+    assert seen == list(range(1, 13))
+    for name, value in module.average.items():
+        assert torch.allclose(value, expected[name], atol=1e-6)
+    differs = [not torch.equal(module.average[k], v) for k, v in p.sampler.state_dict().items()]
+    assert sum(differs) > len(differs) / 2
+
+
+def test_gradient_is_clipped_by_its_norm(problem, tmp_path) -> None:
+    """What the optimiser sees has at most norm `clip`, in the direction of the gradient.
+
+    Mutants: clipping by value, by parameter, or the logged norm after clipping.
+    """
+    p = problem(sigma=0.02)
+    module = module_of(p, warm_steps=0, clip=0.5, log_every=1)
+    norms, recorder = [], Recorder()
+    original = torch.optim.Adam.step
+
+    def step(self, closure=None):
+        loss = closure()
+        squares = [
+            v.grad.square().sum()
+            for g in self.param_groups
+            for v in g["params"]
+            if v.grad is not None
+        ]
+        norms.append(float(torch.stack(squares).sum().sqrt()))
+        return original(self) or loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", step)
+        run(p, module, tmp_path, [recorder])
+    raw = [row["gradient_norm"] for _, row in recorder.rows]
+    assert min(raw) > 5
+    assert norms == pytest.approx([0.5] * 12, rel=1e-4)
+
+
+def test_non_finite_steps_are_skipped(problem, tmp_path) -> None:
+    """A NaN loss changes neither the weights nor the moments, is counted and reported; a run of them
+    ends training.
+
+    Mutants: an update by NaN, a count that a good step does not reset.
+    """
+    p = problem()
+    module = module_of(p, warm_steps=12, max_skipped=3)
+    original, states = module.losses.likelihood, []
+
+    def likelihood(batch, cpu, device):
+        states.append({k: v.clone() for k, v in p.sampler.state_dict().items()})
+        loss, figures = original(batch, cpu, device)
+        return (loss * torch.nan if len(states) in (3, 4, 7) else loss), figures
+
+    module.losses.likelihood = likelihood
+    with pytest.warns(UserWarning, match="skipped an optimiser step .step 2: log_reward is finite"):
+        assert run(p, module, tmp_path)
+    assert module.skipped == 3
+    assert module.skipped_in_row == 0
+    moved = [
+        any(not torch.equal(a[k], b[k]) for k in a)
+        for a, b in zip(states, states[1:], strict=False)
+    ]
+    assert moved == [True, True, False, False, True, True, False, True, True, True, True]
+    again = module_of(problem(), warm_steps=12, max_skipped=3)
+    again.losses.likelihood = lambda *a: (original(*a)[0] * torch.nan, {"loss": 0.0})
+    with (
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(ValueError, match="3 steps in a row gave a non-finite loss or gradient"),
+    ):
+        run(p, again, tmp_path / "again")
+
+
+def test_beta_is_annealed(problem, tmp_path, monkeypatch) -> None:
+    """From 0.001 beta rises to 1, no increment below the conditional ESS asked for; then it stays.
+
+    Mutants: rewards that already hold beta, increments by backward paths instead of fresh ones, a
+    target that is overshot.
+    """
+    import outsourced.training
+
+    p = problem(sigma=0.1)
+    options = {"warm_steps": 0, "max_steps": 60, "lr": 3e-3, "balance_lr": 3e-3, "groups": 32}
+    module = module_of(p, beta_start=0.001, anneal_ess=0.8, batch=32, **options)
+    original, steps = outsourced.training.next_beta, []
+
+    def next_beta(beta, target, weight, reward, minimum):
+        value = original(beta, target, weight, reward, minimum)
+        ess = float(conditional_ess(weight, (value - beta) * reward.double()).mean())
+        fresh = module.losses.mixture.on
+        assert weight.shape == reward.shape == (fresh, 32)
+        steps.append((beta, value, ess))
+        return value
+
+    monkeypatch.setattr(outsourced.training, "next_beta", next_beta)
+    assert p.posterior.beta == 0.001
+    run(p, module, tmp_path)
+    assert p.posterior.beta == 1.0
+    assert 5 < len(steps) < 60
+    assert all(low < high <= 1.0 and ess >= 0.8 - 1e-6 for low, high, ess in steps)
+    assert [a[1] for a in steps[:-1]] == [b[0] for b in steps[1:]]
+    assert steps[0][0] == 0.001
+
+
+def test_logged_figures(problem, tmp_path) -> None:
+    """Each phase logs its losses by source and the state of training, at its own step numbers.
+
+    Mutant: figures of the first phase under the steps of the second, a buffer that is not looked at.
+    """
+    p, recorder, evaluated = problem(), Recorder(), []
+
+    def evaluate(step: int) -> dict[str, float]:
+        current = p.sampler.state_dict()
+        assert all(torch.equal(current[k], v) for k, v in module.average.items())
+        evaluated.append(step)
+        return {"simulated/elbo": -1.5}
+
+    module = module_of(p, evaluate=evaluate, evaluate_every=5)
+    run(p, module, tmp_path, [recorder])
+    rows = dict((step, row) for step, row in recorder.rows if "lr" in row)
+    assert sorted(rows) == [3, 6, 9, 12]
+    assert "loss/simulated" in rows[6]
+    assert "loss/on_policy" not in rows[6]
+    sources = {f"loss/{name}" for name in ALL}
+    state = {"gradient_norm", "lr", "beta", "skipped", "steps_per_second", "prior_calls", "seconds"}
+    buffer = {"buffer/observations", "buffer/best_log_reward", "buffer/move_step"}
+    assert sources | state | buffer | {"log_weight/spread"} <= rows[12].keys()
+    assert rows[12]["buffer/observations"] > rows[9]["buffer/observations"] > 0
+    assert rows[12]["prior_calls"] == p.posterior.prior_calls
+    assert evaluated == [5, 10]
+    assert [step for step, row in recorder.rows if "eval/simulated/elbo" in row] == [5, 10]
+
+
+def test_data_of_a_step_depend_on_the_step_alone(problem, tmp_path) -> None:
+    """Item i of data that start at s is item s + i of all; both phases find as many rows as they read.
+
+    Mutants: a generator that runs on, rows of the bank whose x is another's.
+    """
+    bank, s = problem().bank(tmp_path, 64), settings(batch=4, groups=7)
+    images = torch.arange(50.0)[:, None]
+    whole, rest = StepData(bank, images, s, 0), StepData(bank, images, s, 5)
+    assert len(list(whole)) == 12
+    assert len(list(rest)) == 7
+    for a, b in zip(list(whole)[5:], rest, strict=True):
+        assert a["step"] == b["step"]
+        assert all(torch.equal(a[name], b[name]) for name in ("z", "x", "images"))
+        assert torch.equal(a["z"], a["x"])
+    items = list(whole)
+    assert items[0]["z"].shape == (7, 2)
+    assert len({tuple(item["images"].flatten().tolist()) for item in items}) == 12
+    with pytest.raises(ValueError, match=r"data.observations=mixed needs data.images"):
+        PairData(bank, None, settings(observations="mixed"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": 0}, "trainer.max_steps must be >= 1, got 0"),
+        ({"warm_steps": -1}, "trainer.warm_steps must be >= 0, got -1"),
+        ({"clip": 0.0}, "trainer.clip must be > 0"),
+        ({"ema": 1.0}, r"trainer.ema must lie in \[0, 1\)"),
+        ({"anneal_ess": 1.0}, "trainer.anneal_ess"),
+        ({"lr": float("nan")}, "trainer.lr must be > 0, got nan"),
+        ({"observations": "all"}, "simulated, images, mixed, got 'all'"),
+    ],
+)
+def test_bad_settings(options, message) -> None:
+    """Mutant: no check, or one that NaN passes."""
+    with pytest.raises(ValueError, match=message):
+        settings(**options)
+
+
+def test_likelihood_needs_beta_one(problem) -> None:
+    """Simulated pairs are posterior draws at beta = 1 only.
+
+    Mutant: a warm start towards the wrong posterior, silently.
+    """
+    p = problem()
+    for options, objective, message in (
+        ({"beta_start": 0.1, "warm_steps": 6}, LogVariance(), "trainer.warm_steps must be 0"),
+        ({"beta_start": 0.1, "warm_steps": 0}, PathLikelihood(), "needs posterior.beta=1"),
+        ({"beta_start": 1.5, "warm_steps": 0}, LogVariance(), "below posterior.beta"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module_of(p, objective, **options)
+    p.posterior.beta = 0.5
+    with pytest.raises(ValueError, match="trainer.likelihood_weight must be 0"):
+        module_of(p, warm_steps=0, likelihood_weight=0.1)
+    module_of(p, warm_steps=0)
+
+
+# Kernels scored at once are bounded, so that what grows with K is the path itself, a few kilobytes.
+MEMORY = """
+import json, resource, sys, torch
+torch.set_num_threads(1)
+from outsourced.posterior import Posterior
+from outsourced.priors import LinearGaussian
+from outsourced.sampler import NoiseSampler
+from outsourced.tasks.vectors import LinearMeasurement
+p = Posterior(LinearGaussian(4), LinearMeasurement(measurements=2, dim=4, seed=0, sigma=0.5))
+g = torch.Generator().manual_seed(0)
+_, _, obs = p.simulate(32, g)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+base = None
+for steps in (2, int(sys.argv[1])):
+    s = NoiseSampler((4,), (2,), p, steps, width=256, depth=2, max_rows=int(sys.argv[2]))
+    path = s.forward_path(obs, 16, g)
+    base = peak() if base is None else base
+    s.log_ratio(path, obs).square().mean().backward()
+print(peak() - base)
+"""
+
+
+def measured(steps: int, rows: int) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(steps), str(rows)],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(json.loads(done.stdout))
+
+
+def test_memory_of_a_step_does_not_grow_with_the_number_of_kernels() -> None:
+    """The peak of a training step at K = 200 is within 20 % of that at K = 25 (kilobytes resident).
+
+    Mutant: scoring without checkpoints over steps, which takes several times as much (measured too,
+    by a bound on the rows that never binds).
+    """
+    short, long = measured(25, 6400), measured(200, 6400)
+    assert long < 1.2 * short
+    assert measured(200, 10**9) > 2 * short
