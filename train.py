@@ -14,7 +14,7 @@ from outsourced.build import build, code_version, resolve
 from outsourced.commands import launch, one_line_errors
 from outsourced.evaluation import Evaluator
 from outsourced.fit import fit
-from outsourced.loggers import close, log_image
+from outsourced.loggers import begin, close, log_image
 from outsourced.paths import PathMixture
 from outsourced.replay import ReplayBuffer
 from outsourced.run import Run
@@ -56,7 +56,7 @@ def train(cfg: DictConfig) -> None:
     metadata = {"prior": problem.posterior.prior.fingerprint(), "code": code_version()}
     if logger := instantiate(cfg.get("logger")):
         loggers.append(logger)
-        logger.log_hyperparams({**config, **metadata})
+    begin(loggers, {**config, **metadata})
     done = fit(run, module, data, metadata, resumed, loggers, **cfg.lightning)
     if done:
         problem.sampler.load_state_dict(module.average)

@@ -98,7 +98,7 @@ def fit(
     """Train a fresh sampler as `train.py` does.
 
     Returns:
-        the module, with the averaged weights in `.average`, and the CPU time that it took in seconds.
+        the module, with the averaged weights in `.average`, and the CPU seconds that it took.
     """
     started = time.process_time()
     torch.manual_seed(settings.seed)

@@ -178,9 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     """One line for what the user can mend; a traceback for the rest."""
     parser = argparse.ArgumentParser("python -m benchmarks.exact", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--seconds", type=float, default=120.0, help="training time of a default row"
-    )
+    parser.add_argument("--seconds", type=float, default=120.0, help="CPU time of a default row")
     parser.add_argument("--rows", default="default,objectives", help="of default, objectives")
     parser.add_argument("--problems", default=",".join(PROBLEMS), help=f"of {', '.join(PROBLEMS)}")
     parser.add_argument("--out", type=Path, default=Path("docs/exact.csv"))

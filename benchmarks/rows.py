@@ -17,15 +17,15 @@ from outsourced.objectives import (
 
 DIAGONAL: dict[str, Any] = {"steps": 50, "covariance": "diagonal"}
 FULL: dict[str, Any] = {"steps": 25, "covariance": "full"}
-LIKELIHOOD: dict[str, Any] = {"batch": 256, "denoising_steps": 8, "lr": 2e-3}
+LIKELIHOOD: dict[str, Any] = {"batch": 256, "denoising_steps": 8, "lr": 4e-3}
 
 # The default recipe: 3/4 of the paths of one y are the sampler's own, 1/4 end in the z behind y.
 RECIPE: dict[str, Any] = {"n": 8, "weights": {"on_policy": 0.75, "simulated": 0.25}}
 RECIPE_SETTINGS = {**LIKELIHOOD, "groups": 32, "balance_lr": 5e-4}
 
 DEFAULT = (
-    Row("default, diagonal", LogVariance, DIAGONAL, RECIPE, 0.6, RECIPE_SETTINGS),
-    Row("default, full", LogVariance, FULL, RECIPE, 0.6, RECIPE_SETTINGS),
+    Row("default, diagonal", LogVariance, DIAGONAL, RECIPE, 0.7, RECIPE_SETTINGS),
+    Row("default, full", LogVariance, FULL, RECIPE, 0.7, RECIPE_SETTINGS),
 )
 
 MIXED: dict[str, Any] = {"n": 8, "weights": {"on_policy": 0.5, "simulated": 0.5}}
@@ -35,8 +35,8 @@ FLOW: dict[str, Any] = {**FULL, "flow": True}
 
 
 def alone(name: str, objective: Any, sampler: Any, paths: Any, **settings: Any) -> Row:
-    """A row of one objective from scratch, with half the effort of a default row."""
-    return Row(name, objective, sampler, paths, settings=settings, share=0.5)
+    """A row of one objective from scratch, with 0.4 of the effort of a default row."""
+    return Row(name, objective, sampler, paths, settings=settings, share=0.4)
 
 
 OBJECTIVES = (

@@ -25,6 +25,9 @@ def next_beta(
 ) -> float:
     """Largest beta' in [beta, target] whose mean conditional ESS over observations is >= minimum.
 
+    The ESS must also hold for equal current weights: where one draw has all of the weight, its
+    conditional ESS is 1 for any beta'.
+
     Args:
         beta: Current inverse temperature.
         target: Final one.
@@ -34,9 +37,10 @@ def next_beta(
     """
 
     def enough(value: float) -> bool:
-        return bool(
-            conditional_ess(log_weight, (value - beta) * log_reward.double()).mean() >= minimum
-        )
+        increment = (value - beta) * log_reward.double()
+        weighted = conditional_ess(log_weight, increment)
+        equal = conditional_ess(torch.zeros_like(log_weight), increment)
+        return bool(torch.minimum(weighted, equal).mean() >= minimum)
 
     if enough(target):
         return target

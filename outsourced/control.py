@@ -22,7 +22,7 @@ from outsourced.reference import Reference
 INFORMED = ("none", "gradient", "gauss_newton")
 COVARIANCES = ("diagonal", "full")
 LOG_SCALE_LIMIT = 6.0  # a learned standard deviation moves by at most e^6 from its base
-GATE_GAIN = 10.0  # lets the gates open within the first hundred steps of Adam
+GATE_GAIN = 30.0  # lets the gates open before the network learns to do without them
 
 
 class Control(nn.Module):

@@ -28,6 +28,23 @@ class Conditioning(Protocol):
 
 
 @dataclass
+class LaplaceTarget:
+    """What `fit_laplace` asks about the posteriors of observations."""
+
+    conditioning: Conditioning
+    obs: Observation
+
+    def linearise(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.conditioning.gauss_newton(z, self.obs[rows])
+
+    def log_reward(self, z: Tensor, rows: Tensor) -> Tensor:
+        return self.conditioning.log_reward(z, self.obs[rows])
+
+    def grad_log_reward(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conditioning.grad_log_reward(z, self.obs[rows])
+
+
+@dataclass
 class Context:
     """Everything that is computed once per observation.
 

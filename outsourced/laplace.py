@@ -1,12 +1,10 @@
 """Gaussian (Laplace) approximation of a noise-space posterior by damped Gauss-Newton steps."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-Linearise = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass
@@ -48,37 +46,84 @@ class Laplace:
         return torch.einsum("nij,snj->sni", self.basis, c * force), c
 
 
+class Target(Protocol):
+    """log r of B posteriors, asked about the observations at `rows` only."""
+
+    def linearise(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log r (n,), its gradient (n, d) and Gauss-Newton matrix (n, d, d) at z (n, d)."""
+        ...
+
+    def log_reward(self, z: Tensor, rows: Tensor) -> Tensor:
+        """log r (n,) at z (n, d)."""
+        ...
+
+    def grad_log_reward(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """log r (n,) and its gradient (n, d) at z (n, d)."""
+        ...
+
+
 def fit_laplace(
-    linearise: Linearise,
-    log_reward: Callable[[Tensor], Tensor],
-    grad_log_reward: Callable[[Tensor], tuple[Tensor, Tensor]],
+    target: Target,
     start: Tensor,
     iterations: int,
+    tolerance: float = 0.1,
     shrink: tuple[float, ...] = (1.0, 0.3, 0.05),
 ) -> Laplace:
     """Climb log r(z) - |z|^2 / 2 by Gauss-Newton steps, then expand at the end point.
 
-    A step is tried at the lengths `shrink`; each sample keeps the best of them, or stays. The
-    curvature is that of the last linearisation, one step behind the anchor: matrices are the cost.
+    A step is tried at the lengths `shrink`; each sample keeps the best of them, or stays, and is
+    done once a step gains less than `tolerance`. The curvature is that of a sample's last
+    linearisation, one step behind its anchor: matrices are the cost.
 
     Args:
-        linearise: z (B, d) -> (log r (B,), gradient (B, d), Gauss-Newton matrix (B, d, d)).
-        log_reward: z (B, d) -> log r (B,).
-        grad_log_reward: z (B, d) -> (log r (B,), gradient (B, d)).
+        target: The B posteriors.
         start: First guess, (B, d).
-        iterations: Number of steps >= 1; each costs one linearisation and len(shrink) rewards.
+        iterations: Largest number of steps >= 1; each costs one linearisation and len(shrink)
+            rewards of the samples that are not done.
+        tolerance: In nats.
+        shrink: Step lengths, as fractions of the Gauss-Newton step.
 
     Source: Nocedal & Wright, Numerical Optimization, 2006, section 10.3.
     """
     if iterations < 1:
         raise ValueError(f"sampler.anchor_steps must be >= 1, got {iterations}")
-    z = start
-    eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    z, d = start.clone(), start.shape[-1]
+    matrix = z.new_zeros(len(z), d, d)
+    active = torch.arange(len(z), device=z.device)
     for _ in range(iterations):
-        value, gradient, matrix = linearise(z)
-        step = torch.linalg.solve(matrix + eye, (gradient - z).unsqueeze(-1)).squeeze(-1)
-        z = _best_of(z, step, value, log_reward, shrink)
-    value, gradient = grad_log_reward(z)
+        value, gradient, matrix[active] = target.linearise(z[active], active)
+        z[active], gain = _climb(target, z[active], active, value, gradient, matrix[active], shrink)
+        active = active[gain > tolerance]
+        if not len(active):
+            break
+    return _expand(target, z, matrix)
+
+
+def _climb(
+    target: Target,
+    z: Tensor,
+    rows: Tensor,
+    value: Tensor,
+    gradient: Tensor,
+    matrix: Tensor,
+    shrink: tuple[float, ...],
+) -> tuple[Tensor, Tensor]:
+    """The best point on the Gauss-Newton step, and what it gains in nats."""
+    eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    step = torch.linalg.solve(matrix + eye, (gradient - z).unsqueeze(-1)).squeeze(-1)
+    first = value - 0.5 * z.square().sum(-1)
+    best, score = z, first
+    for length in shrink:
+        trial = z + length * step
+        reached = target.log_reward(trial, rows) - 0.5 * trial.square().sum(-1)
+        better = reached > score
+        best = torch.where(better[:, None], trial, best)
+        score = torch.where(better, reached, score)
+    return best, score - first
+
+
+def _expand(target: Target, z: Tensor, matrix: Tensor) -> Laplace:
+    value, gradient = target.grad_log_reward(z, torch.arange(len(z), device=z.device))
     curvature, basis = torch.linalg.eigh(matrix)
     curvature = curvature.clamp_min(0)
     # Second-order value at the maximum of the quadratic: exact where r is Gaussian, anywhere.
@@ -86,20 +131,3 @@ def fit_laplace(
     log_z = value - 0.5 * z.square().sum(-1) - 0.5 * torch.log1p(curvature).sum(-1)
     log_z = log_z + 0.5 * (force.square() / (1 + curvature)).sum(-1)
     return Laplace(z, gradient, curvature, basis, log_z)
-
-
-def _best_of(
-    z: Tensor,
-    step: Tensor,
-    value: Tensor,
-    log_reward: Callable[[Tensor], Tensor],
-    shrink: tuple[float, ...],
-) -> Tensor:
-    best, score = z, value - 0.5 * z.square().sum(-1)
-    for length in shrink:
-        trial = z + length * step
-        reached = log_reward(trial) - 0.5 * trial.square().sum(-1)
-        better = reached > score
-        best = torch.where(better[:, None], trial, best)
-        score = torch.where(better, reached, score)
-    return best

@@ -1,8 +1,11 @@
 """Where figures of merit go: a CSV file, Weights & Biases, or nowhere."""
 
+import netrc
+import os
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
@@ -33,14 +36,43 @@ def wandb_logger(
         ValueError: W&B is not installed.
     """
     try:
-        import wandb
+        import wandb  # noqa: F401
     except ImportError as error:
         raise ValueError(
             f"logger=wandb needs the package wandb ({error}); install it, or use logger=csv"
         ) from error
     if offline is None:
-        offline = wandb.api.api_key is None
+        offline = not _has_key()
     return WandbLogger(name=Path(run).name, save_dir=run, project=project, offline=offline, **extra)
+
+
+def _has_key() -> bool:
+    """Whether W&B would find an API key without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def begin(loggers: list[Logger], config: dict[str, Any]) -> None:
+    """Open the logs with the configuration of the run.
+
+    Raises:
+        OSError: W&B is online, but cannot be reached.
+    """
+    for logger in loggers:
+        try:
+            logger.log_hyperparams(config)
+        except Exception as error:
+            if not type(error).__module__.startswith("wandb"):
+                raise
+            raise OSError(
+                f"W&B could not be started ({error}); use logger.offline=true or logger=csv, or "
+                "mend the network or the key"
+            ) from error
 
 
 def log_image(loggers: list[Logger], name: str, path: Path, step: int) -> None:

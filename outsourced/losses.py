@@ -61,6 +61,12 @@ class Losses:
                 f"{name} compares the paths of one observation; set paths.n >= 2, got {paths}"
             )
 
+    @property
+    def scored_paths(self) -> int:
+        """Paths of an observation that annealing reads: the on-policy ones, if they are many."""
+        mixture = self.mixture
+        return mixture.on if mixture.on >= 4 else mixture.on + mixture.free + mixture.known
+
     @torch.no_grad()
     def blame(self) -> str:
         """Which quantity of the last step was not finite."""
@@ -131,8 +137,8 @@ class Losses:
         scores = self._scores(drawn, context)
         loss = self.objective(scores)
         weight = scores.log_weight.detach()
-        fresh = self.mixture.on if self.mixture.on > 1 else len(weight)
-        self._keep(weight[:fresh], drawn.log_reward[:fresh], drawn.path.end, context.obs)
+        count = self.scored_paths
+        self._keep(weight[:count], drawn.log_reward[:count], drawn.path.end, context.obs)
         return loss.mean(), self._figures(loss.detach(), scores, drawn)
 
     def _keep(self, log_weight: Tensor, log_reward: Tensor, end: Tensor, obs: Observation) -> None:

@@ -56,7 +56,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """`write_text` for a safetensors file."""
     from safetensors.torch import save
 
-    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
+    data = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata)
     with replacing(path) as partial:
         partial.write_bytes(data)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from outsourced.control import Control
-from outsourced.guidance import Conditioning, Context
+from outsourced.guidance import Conditioning, Context, LaplaceTarget
 from outsourced.laplace import fit_laplace
 from outsourced.networks import (
     ImageEncoder,
@@ -51,7 +51,7 @@ class NoiseSampler(nn.Module):
         steps, schedule, log_snr_min, log_snr_max, late: See `Reference`.
         informed, covariance, width, depth: See `Control`.
         embedding: Size of the observation embedding.
-        anchor_steps: Gauss-Newton steps from the predicted anchor; `gauss_newton` only.
+        anchor_steps: Most Gauss-Newton steps from the predicted anchor; `gauss_newton` only.
         flow: Also build the state flow log F(z_k, y) - log N(z_k) that sub-trajectory balance
             learns.
         max_rows: Kernels scored at once; longer work is split over steps and recomputed in the
@@ -73,7 +73,7 @@ class NoiseSampler(nn.Module):
         width: int = 256,
         depth: int = 2,
         embedding: int = 128,
-        anchor_steps: int = 2,
+        anchor_steps: int = 10,
         flow: bool = False,
         max_rows: int = 6400,
     ):
@@ -131,13 +131,8 @@ class NoiseSampler(nn.Module):
             return Context(embedding, obs)
         start = self.anchor(embedding)[:, : self.noise_shape[0]].detach()
         with torch.no_grad():
-            laplace = fit_laplace(
-                lambda z: self.conditioning.gauss_newton(z, obs),
-                lambda z: self.conditioning.log_reward(z, obs),
-                lambda z: self.conditioning.grad_log_reward(z, obs),
-                start,
-                self.anchor_steps,
-            )
+            target = LaplaceTarget(self.conditioning, obs)
+            laplace = fit_laplace(target, start, self.anchor_steps)
         summary = torch.cat([laplace.anchor, torch.log1p(laplace.curvature) / 5], -1)
         return Context(torch.cat([embedding, summary], -1), obs, laplace)
 

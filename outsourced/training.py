@@ -61,6 +61,12 @@ class SamplerTraining(lightning.LightningModule):
         self.waiting_optimizer: dict[str, Tensor] = {}
         self._figures: dict[str, float] = {}
         if settings.beta_start is not None:
+            least = 1 / self.losses.scored_paths  # the ESS of a single path
+            if settings.anneal_ess <= least:
+                raise ValueError(
+                    f"trainer.anneal_ess must be > {least:.3g}, which {self.losses.scored_paths} "
+                    f"paths always have, got {settings.anneal_ess}; raise it or paths.n"
+                )
             posterior.beta = settings.beta_start
 
     @property

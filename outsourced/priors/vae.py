@@ -42,15 +42,15 @@ class VAE(Prior):
 
     def __init__(
         self,
-        latent: int = 24,
+        latent: int = 16,
         width: int = 512,
         hidden: int = 256,
         blocks: int = 2,
         channels: int = 16,
-        couplings: int = 8,
+        couplings: int = 6,
         flow_hidden: int = 128,
         image_shape: tuple[int, ...] = (1, 32, 32),
-        sigma: float = 0.25,
+        sigma: float = 0.3,
     ) -> None:
         sizes = {
             "latent": latent,

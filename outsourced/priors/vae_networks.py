@@ -48,9 +48,9 @@ class Decoder(nn.Module):
         return self.head(F.silu(h)).tanh().unflatten(-1, self.image_shape)
 
 
-# One coupling stretches a coordinate by at most e^0.4: a prior that fits better by folding its
+# One coupling stretches a coordinate by at most e^0.8: a prior that fits better by folding its
 # noise space is one whose posteriors are harder to sample.
-SCALE_LIMIT = 0.4
+SCALE_LIMIT = 0.8
 
 
 class Coupling(nn.Module):

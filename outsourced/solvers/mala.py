@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from outsourced.guidance import LaplaceTarget
 from outsourced.laplace import fit_laplace
 from outsourced.moves import MALA_TARGET, Preconditioner, State, adapt, mala
 from outsourced.posterior import Posterior
@@ -156,9 +157,7 @@ class Mala:
         if not self.laplace:
             return z, None
         laplace = fit_laplace(
-            lambda z: self.posterior.gauss_newton(z, rows),
-            lambda z: self.posterior.log_reward(z, rows),
-            lambda z: self.posterior.grad_log_reward(z, rows),
+            LaplaceTarget(self.posterior, rows),
             z,
             CLIMB,
         )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from outsourced.control import GATE_GAIN, LOG_SCALE_LIMIT, Control
-from outsourced.guidance import Context
+from outsourced.guidance import Context, LaplaceTarget
 from outsourced.kernels import Kernel, rotate
 from outsourced.laplace import fit_laplace
 from outsourced.reference import Reference
@@ -52,9 +52,7 @@ def context_of(problem, obs, informed: str) -> Context:
     if informed != "gauss_newton":
         return Context(obs.y, obs)
     laplace = fit_laplace(
-        lambda z: problem.gauss_newton(z, obs),
-        lambda z: problem.log_reward(z, obs),
-        lambda z: problem.grad_log_reward(z, obs),
+        LaplaceTarget(problem, obs),
         torch.zeros(len(obs), 4).double(),
         1,
     )

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
+from outsourced.guidance import LaplaceTarget
 from outsourced.laplace import Laplace, fit_laplace
 
 
 def fit(problem, obs, start, iterations, **options) -> Laplace:
     return fit_laplace(
-        lambda z: problem.gauss_newton(z, obs),
-        lambda z: problem.log_reward(z, obs),
-        lambda z: problem.grad_log_reward(z, obs),
+        LaplaceTarget(problem, obs),
         start,
         iterations,
         **options,
@@ -102,7 +101,7 @@ def test_fit_converges_to_a_stationary_point(problems):
     """Mutant: a step towards the maximum of the likelihood alone."""
     problem = problems["vector"]
     obs = problem.observe(4)
-    laplace = fit(problem, obs, torch.zeros(4, 3).double(), 40)
+    laplace = fit(problem, obs, torch.zeros(4, 3).double(), 40, tolerance=0.0)
     close(laplace.gradient, laplace.anchor, 1e-7)
 
 

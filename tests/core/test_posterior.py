@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from outsourced.guidance import LaplaceTarget
 from outsourced.laplace import fit_laplace
 from outsourced.posterior import Posterior
 from outsourced.priors import LinearGaussian
@@ -223,9 +224,7 @@ def test_linear_gaussian_problem_end_to_end(linear):
     posterior, prior, task = linear
     _, _, obs = posterior.simulate(5, torch.Generator().manual_seed(0))
     laplace = fit_laplace(
-        lambda z: posterior.gauss_newton(z, obs),
-        lambda z: posterior.log_reward(z, obs),
-        lambda z: posterior.grad_log_reward(z, obs),
+        LaplaceTarget(posterior, obs),
         torch.zeros(5, 3),
         1,
     )

@@ -34,6 +34,7 @@ TINY = [
     *("task=linear", "task.measurements=2", "task.dim=3", "run=r", "logger=none"),
     *("sampler.steps=5", "sampler.width=16", "sampler.depth=1", "sampler.embedding=8"),
     *("trainer.max_steps=16", "trainer.warm_steps=6", "trainer.batch=8", "trainer.groups=8"),
+    *("trainer.anchor_steps=3", "trainer.anchor_batch=16"),
     *("trainer.save_every=5", "trainer.evaluate_every=0", "trainer.log_every=4"),
     *("data.bank_size=128", "evaluate.observations=4", "evaluate.n=8"),
     *("lightning.accelerator=cpu", "+lightning.enable_progress_bar=false"),

@@ -63,6 +63,18 @@ def test_observations_count_equally() -> None:
     assert next_beta(0.2, 1.0, weight, reward, 0.7) == pytest.approx(0.2 + step, rel=2e-2)
 
 
+def test_degenerate_weights_do_not_hurry() -> None:
+    """Where one draw has all of the weight, its conditional ESS is 1 for any beta.
+
+    Mutant: the weighted ESS alone, which jumps to the target.
+    """
+    reward, weight = 20 * quantiles(), torch.zeros(20001, 1)
+    weight[0] = 1000.0
+    assert float(conditional_ess(weight, reward)) == pytest.approx(1.0)
+    step = math.sqrt(math.log(2)) / 20
+    assert next_beta(0.1, 1.0, weight, reward, 0.5) == pytest.approx(0.1 + step, rel=2e-2)
+
+
 def test_rewards_that_are_not_finite() -> None:
     """NaN keeps beta where it is.
 

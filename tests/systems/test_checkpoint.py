@@ -16,8 +16,8 @@ def advance(weight: torch.Tensor, unused: torch.Tensor, optimizer, steps: int) -
 def test_restored_optimizer_takes_the_same_steps(tmp_path) -> None:
     """Through a file and into a new Adam, with a parameter that never had a gradient.
 
-    Mutants: moments that are lost (the next step differs), a step count of 0 (bias correction), state
-    that is attached to the wrong parameter, learning rates of the old groups.
+    Mutants: moments that are lost (the next step differs), a step count of 0 (bias correction),
+    state that is attached to the wrong parameter, learning rates of the old groups.
     """
 
     def fresh():

@@ -27,7 +27,7 @@ def trained(problem, steps=150):
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
         z, x, _ = p.posterior.simulate(64, generator)
-        loss, _ = losses.likelihood({"z": z, "x": x}, generator, generator)
+        loss, _ = losses.likelihood({"z": z, "x": x}, 64, generator, generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -80,7 +80,7 @@ def test_untrained_sampler(problem, generator) -> None:
 def test_residuals(problem, generator) -> None:
     """sqrt(mean((y - M x)^2)) / sigma of each sample under its own observation.
 
-    Mutants: samples and observations that are flattened in different orders, a residual in units of y.
+    Mutants: samples and observations flattened in different orders, a residual in units of y.
     """
     p = problem(measurements=2, sigma=0.3)
     _, _, obs = p.posterior.simulate(3, generator)
@@ -104,7 +104,7 @@ def test_against_truth_by_hand() -> None:
 
     Mutants: data range 2, one PSNR of all samples, a truth of the next observation.
     """
-    truth = torch.stack([torch.full((1, 16, 16), 0.1), torch.full((1, 16, 16), -0.5)])
+    truth = torch.stack([torch.full((1, 16, 16), 0.1), torch.full((1, 16, 16), -0.3)])
     x = torch.stack([truth + 0.2, truth - 0.6])
     figures = against_truth(Samples(x, x, None, 0, 0.0), truth)
     psnr = 0.5 * (-20 * math.log10(0.1) - 20 * math.log10(0.3))

@@ -136,8 +136,8 @@ def foreign(sample) -> None:
 def test_unfinished_run_of_other_settings(train) -> None:
     """A checkpoint is resumed by its own settings and its own prior only.
 
-    Mutants: a comparison of configurations that compares nothing, no fingerprint in a checkpoint, an
-    `overwrite=true` that throws the checkpoint of its own interrupted run away.
+    Mutants: a comparison of configurations that compares nothing, no fingerprint in a checkpoint,
+    an `overwrite=true` that throws the checkpoint of its own interrupted run away.
     """
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 4)
@@ -185,7 +185,7 @@ def test_full_disk_leaves_the_previous_file(tmp_path, monkeypatch, writer) -> No
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
     if os.name != "posix" or os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
         pytest.skip("needs the right to mount a tmpfs")
     yield folder
@@ -254,13 +254,14 @@ def test_reward_that_is_not_a_number(train, monkeypatch) -> None:
     assert not Path("bad", WEIGHTS).exists()
 
 
-def test_without_network(start, tiny, tmp_path) -> None:
+def test_without_network(start, tiny, tmp_path, monkeypatch) -> None:
     """W&B, the default logger, works offline without a key where no host can be reached.
 
     Mutant: an online default, which asks for a key or waits for the network.
     """
     nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-    environment = {**nowhere, "WANDB_API_KEY": "", "WANDB_MODE": "", "HOME": str(tmp_path)}
+    environment = {**nowhere, "WANDB_API_KEY": "", "HOME": str(tmp_path)}
+    monkeypatch.delenv("WANDB_MODE")  # of the test suite
     child = start(
         *(str(ROOT / "train.py"), *tiny, "logger=wandb"),
         *("trainer.max_steps=4", "trainer.warm_steps=2"),

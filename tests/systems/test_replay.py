@@ -74,7 +74,10 @@ def test_frequencies_of_priorities(priority, expected, generator) -> None:
     slots = buffer.draw_slots(torch.tensor([0]), 8000, generator)
     _, value = buffer.read(torch.tensor([0]), slots)
     counts = [int((value == v).sum()) for v in (0.0, -1.0, -2.0, -3.0)]
-    assert chisquare(counts, (8000 * expected / expected.sum()).double().numpy()).pvalue > 1e-3
+    assert (
+        chisquare(counts, (8000 * expected.double() / expected.double().sum()).numpy()).pvalue
+        > 1e-3
+    )
 
 
 def test_rows_are_distinct_and_uniform(generator) -> None:

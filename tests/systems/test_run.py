@@ -33,7 +33,7 @@ def test_life_of_a_run(tmp_path) -> None:
     assert run.finished
     assert not (run.folder / CHECKPOINT).exists()
     assert json.loads((run.folder / "metrics.json").read_text()) == {"elbo": -1.0, "prior": "abc"}
-    with pytest.raises(ValueError, match="holds a finished run.*overwrite=true"):
+    with pytest.raises(ValueError, match=r"holds a finished run.*overwrite=true"):
         run.create(CONFIG)
     (run.folder / "csv").mkdir()
     (run.folder / "notes.txt").write_text("mine")

@@ -1,0 +1,124 @@
+"""A trajectory-balance training step at d = 64: as training runs it, and part by part."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from outsourced.bank import PairBank
+from outsourced.losses import Losses
+from outsourced.objectives import TrajectoryBalance
+from outsourced.paths import PathMixture
+from outsourced.posterior import Posterior
+from outsourced.priors import LinearGaussian
+from outsourced.replay import ReplayBuffer
+from outsourced.sampler import NoiseSampler
+from outsourced.settings import Settings
+from outsourced.stepdata import PairData
+from outsourced.tasks import LinearMeasurement
+from outsourced.training import SamplerTraining
+
+DIM, MEASUREMENTS, BATCH = 64, 32, 256
+STEPS, WIDTH = 25, 256
+BANK = 4096
+
+
+class Step:
+    """The training of a linear-Gaussian problem, one on-policy path for each of 256 observations.
+
+    Args:
+        folder: where the bank of pairs is written.
+        steps: number of kernels K.
+    """
+
+    def __init__(self, folder: Path, steps: int = STEPS):
+        torch.manual_seed(0)
+        task = LinearMeasurement(measurements=MEASUREMENTS, dim=DIM, seed=0, sigma=0.3)
+        self.posterior = Posterior(LinearGaussian(DIM), task)
+        self.sampler = NoiseSampler(
+            (DIM,), (MEASUREMENTS,), self.posterior, steps=steps, width=WIDTH
+        )
+        weights = {"on_policy": 1.0}
+        self.mixture = PathMixture(self.sampler, self.posterior, ReplayBuffer(), weights, n=1)
+        self.bank = PairBank.build(self.posterior, folder, BANK, progress=False)
+
+    def settings(self, steps: int) -> Settings:
+        """Balance steps on simulated observations, and nothing else."""
+        return Settings(
+            max_steps=steps, warm_steps=0, anchor_steps=0, groups=BATCH, observations="simulated"
+        )
+
+    def train(self, steps: int) -> SamplerTraining:
+        """As `train.py` does it, without evaluation and checkpoints."""
+        settings = self.settings(steps)
+        parts = self.sampler, self.posterior, TrajectoryBalance(), self.mixture, settings
+        module = SamplerTraining(*parts)
+        trainer = lightning.Trainer(
+            max_steps=steps,
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        trainer.fit(module, PairData(self.bank, None, settings))
+        return module
+
+    def trained_seconds(self, steps: int, repeats: int) -> float:
+        """Median seconds a step over trainings of `steps` steps, after one that warms up."""
+        pace = [self.train(steps).seconds / steps for _ in range(1 + repeats)]
+        return median(pace[1:])
+
+    def parts(self) -> dict[str, Callable[[], Any]]:
+        """The pieces of a step, each to be timed alone."""
+        losses = Losses(self.sampler, self.posterior, TrajectoryBalance(), self.mixture, 8)
+        optimizer = torch.optim.Adam(self.sampler.parameters(), lr=1e-4)
+        z, x = self.bank.rows(torch.arange(BATCH))
+        batch = {"z": z, "x": x}
+        generators = [torch.Generator().manual_seed(i) for i in range(2)]
+        obs = self.posterior.task.sample(x, generator=generators[0])  # type: ignore[operator]
+        path = self.sampler.forward_path(obs, 1, generators[1])
+
+        def balance() -> Tensor:
+            return losses.balance(batch, BATCH, "simulated", *generators)[0]
+
+        def update() -> None:
+            optimizer.zero_grad()
+            balance().backward()
+            optimizer.step()
+
+        return {
+            "drawing the paths": lambda: self.sampler.forward_path(obs, 1, generators[1]),
+            "scoring them": lambda: self.sampler.log_ratio(path, obs),
+            "Losses.balance: both": balance,
+            "Losses.balance, backward pass, Adam": update,
+        }
+
+
+def peak_memory(steps: int) -> float:
+    """MiB that training steps with K = `steps` add to the process that holds model and data.
+
+    Raises:
+        OSError: there is no /proc, which only Linux has.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        step = Step(Path(folder), steps)
+        update = step.parts()["Losses.balance, backward pass, Adam"]
+        before = _resident("VmRSS")
+        for _ in range(3):
+            update()
+    return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> float:
+    """A line of this process's status in MiB: now (VmRSS), or at most so far (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
