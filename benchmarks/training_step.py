@@ -1,14 +1,19 @@
-"""A trajectory-balance training step at d = 64: as training runs it, and part by part."""
+"""A trajectory-balance training step at d = 64: as training runs it, and part by part.
+
+    python -m benchmarks.training_step K THREADS
+
+prints the MiB that a step with K kernels takes at most, in a process that has done nothing else.
+"""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning
 import torch
 from torch import Tensor
 
@@ -21,9 +26,10 @@ from outsourced.priors import LinearGaussian
 from outsourced.replay import ReplayBuffer
 from outsourced.sampler import NoiseSampler
 from outsourced.settings import Settings
-from outsourced.stepdata import PairData
 from outsourced.tasks import LinearMeasurement
-from outsourced.training import SamplerTraining
+
+if TYPE_CHECKING:  # lightning takes seconds to import, and memory
+    from outsourced.training import SamplerTraining
 
 DIM, MEASUREMENTS, BATCH = 64, 32, 256
 STEPS, WIDTH = 25, 256
@@ -57,6 +63,11 @@ class Step:
 
     def train(self, steps: int) -> SamplerTraining:
         """As `train.py` does it, without evaluation and checkpoints."""
+        import lightning
+
+        from outsourced.stepdata import PairData
+        from outsourced.training import SamplerTraining
+
         settings = self.settings(steps)
         parts = self.sampler, self.posterior, TrajectoryBalance(), self.mixture, settings
         module = SamplerTraining(*parts)
@@ -122,3 +133,8 @@ def _resident(name: str) -> float:
     """A line of this process's status in MiB: now (VmRSS), or at most so far (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[2]))
+    print(peak_memory(int(sys.argv[1])))

@@ -16,7 +16,7 @@ from outsourced.guidance import (
     GradientGuidance,
 )
 from outsourced.kernels import Kernel, rotate, strictly_lower
-from outsourced.networks import SpatialNetwork, VectorNetwork
+from outsourced.networks import control_network
 from outsourced.reference import Reference
 
 INFORMED = ("none", "gradient", "gauss_newton")
@@ -60,10 +60,13 @@ class Control(nn.Module):
         triangle = d * (d - 1) // 2 if self.full else 0
         self.sizes = [d, d, d if informed == "gradient" else 0, triangle]
         extra = {"none": 0, "gradient": 2 * d + 1, "gauss_newton": 3 * d}[informed]
-        self.network = self._network(d + extra, sum(self.sizes), noise_shape, context, width, depth)
+        self.network = control_network(
+            d + extra, sum(self.sizes), noise_shape, context, reference.rho, width, depth, skip=d
+        )
         self.guidance: GradientGuidance | GaussNewtonGuidance | None = None
         if informed == "gradient":
-            guess = self._network(d, d, noise_shape, context, max(width // 2, 16), 1)
+            narrow = max(width // 2, 16)
+            guess = control_network(d, d, noise_shape, context, reference.rho, narrow, 1, skip=d)
             self.guidance = GradientGuidance(guess, reference)
         elif informed == "gauss_newton":
             self.guidance = GaussNewtonGuidance(reference)
@@ -85,22 +88,6 @@ class Control(nn.Module):
                 f"for spatial noise {noise_shape} use informed=none|gradient and "
                 "covariance=diagonal"
             )
-
-    def _network(
-        self,
-        inputs: int,
-        outputs: int,
-        shape: tuple[int, ...],
-        context: int,
-        width: int,
-        depth: int,
-    ) -> nn.Module:
-        rho = self.reference.rho
-        if len(shape) == 1:
-            skip = shape[0]
-            return VectorNetwork(inputs, outputs, context, rho, width, depth, skip)
-        size = (shape[1], shape[2])
-        return SpatialNetwork(inputs, outputs, size, context, rho, width, depth)
 
     def guide(
         self, z: Tensor, k: Tensor, context: Context, conditioning: Conditioning | None

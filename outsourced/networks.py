@@ -235,3 +235,44 @@ class SpatialEncoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, size, h, w)."""
         return self.coarse(F.adaptive_avg_pool2d(self.fine(features), self.grid))
+
+
+def control_network(
+    inputs: int,
+    outputs: int,
+    noise_shape: tuple[int, ...],
+    context: int,
+    rho: Tensor,
+    width: int,
+    depth: int,
+    skip: int = 0,
+) -> nn.Module:
+    """`VectorNetwork` or `SpatialNetwork` (with `depth` levels), whichever the noise's shape needs.
+
+    Args:
+        inputs, outputs: Entries, or channels on the noise grid.
+        noise_shape: (d,) or (C, H, W).
+        context: Size (channels) of the observation embedding.
+        rho: corr(z_k, z_K) of the reference.
+        width, depth: Size of the network.
+        skip: Outputs with a linear skip; vector noise only.
+    """
+    if len(noise_shape) == 1:
+        return VectorNetwork(inputs, outputs, context, rho, width, depth, skip)
+    size = (noise_shape[1], noise_shape[2])
+    return SpatialNetwork(inputs, outputs, size, context, rho, width, depth)
+
+
+def observation_encoder(
+    noise_shape: tuple[int, ...], feature_shape: tuple[int, ...], width: int
+) -> "VectorEncoder | ImageEncoder | SpatialEncoder":
+    """The encoder that turns features into a vector, or into a map on a spatial noise's grid.
+
+    Raises:
+        ValueError: Spatial noise with features that are no image.
+    """
+    if len(noise_shape) == 1:
+        return (VectorEncoder if len(feature_shape) == 1 else ImageEncoder)(feature_shape, width)
+    if len(feature_shape) != 3:
+        raise ValueError(f"spatial noise {noise_shape} needs image features, got {feature_shape}")
+    return SpatialEncoder(feature_shape, (noise_shape[1], noise_shape[2]), width)

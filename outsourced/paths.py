@@ -178,13 +178,12 @@ class PathMixture:
             cpu: Generator of choices.
             generator: Generator of noise, on the device of the context.
         """
-        paths, sources = [], []
+        paths, sources, device = [], [], context.embedding.device
         if self.on:
             paths.append(self._on_policy(context, self.on, generator))
             sources.append(torch.zeros(self.on, len(plan.obs), dtype=torch.long))
         if self.free:
             shape = (self.free * len(plan.obs), *self.sampler.noise_shape)
-            device = context.embedding.device
             start = torch.randn(shape, generator=generator, device=device)
             states = self.sampler.reference.forward_path(start, generator)
             paths.append(Path(states.unflatten(1, (self.free, len(plan.obs)))))
@@ -200,8 +199,8 @@ class PathMixture:
         self._remember(plan, path, log_reward)
         return Batch(path, log_reward, torch.cat(sources).to(log_reward.device))
 
-    def _on_policy(self, context: Context, n: int, generator: torch.Generator | None) -> Path:
-        return self.sampler.forward_path(context.obs, n, generator, self.exploration, context)
+    def _on_policy(self, context: Context, n: int, source: torch.Generator | None) -> Path:
+        return self.sampler.forward_path(context.obs, n, source, self.exploration, context)
 
     def _join(self, paths: list[Path], context: Context) -> Path:
         """One Path of all; where some carry guidance it is computed for the rest."""
@@ -220,8 +219,7 @@ class PathMixture:
         simulated, real, replayed, refined = plan.sizes
         ends = [plan.z.expand(self.known, *plan.z.shape)]
         if len(plan.rows):
-            stored = self._stored(plan, context, cpu, generator).to(plan.z.device)
-            ends.append(stored)
+            ends.append(self._stored(plan, context, cpu, generator).to(plan.z.device))
         back = self.sampler.backward_path(torch.cat(ends, 1), generator)
         labels = [SOURCES.index("simulated")] * simulated + [0] * real
         labels += [SOURCES.index("replay")] * replayed + [SOURCES.index("refined")] * refined

@@ -9,14 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from outsourced.control import Control
 from outsourced.guidance import Conditioning, Context, LaplaceTarget
 from outsourced.laplace import fit_laplace
-from outsourced.networks import (
-    ImageEncoder,
-    SpatialEncoder,
-    SpatialNetwork,
-    VectorEncoder,
-    VectorNetwork,
-    zero_,
-)
+from outsourced.networks import control_network, observation_encoder, zero_
 from outsourced.reference import Reference
 from outsourced.tasks.base import Observation
 
@@ -83,7 +76,7 @@ class NoiseSampler(nn.Module):
         self.reference = Reference(steps, schedule, log_snr_min, log_snr_max, late)
         self._conditioning = (conditioning,)  # a tuple hides the frozen prior from state_dict
         self.vector = len(self.noise_shape) == 1
-        self.encoder = self._encoder(tuple(feature_shape), embedding)
+        self.encoder = observation_encoder(self.noise_shape, tuple(feature_shape), embedding)
         size = self.encoder.size
         if informed == "gauss_newton":
             self.anchor = zero_(nn.Linear(size, 2 * noise_shape[0]))
@@ -92,27 +85,10 @@ class NoiseSampler(nn.Module):
             self.reference, self.noise_shape, size, informed, covariance, width, depth
         )
         self.log_z_head = nn.Sequential(nn.Linear(size, 128), nn.SiLU(), zero_(nn.Linear(128, 1)))
-        self.flow = self._flow(size, width) if flow else None
-
-    def _encoder(
-        self, shape: tuple[int, ...], embedding: int
-    ) -> VectorEncoder | ImageEncoder | SpatialEncoder:
-        if self.vector:
-            return (
-                VectorEncoder(shape, embedding)
-                if len(shape) == 1
-                else ImageEncoder(shape, embedding)
-            )
-        if len(shape) != 3:
-            raise ValueError(f"spatial noise {self.noise_shape} needs image features, got {shape}")
-        return SpatialEncoder(shape, (self.noise_shape[1], self.noise_shape[2]), embedding)
-
-    def _flow(self, size: int, width: int) -> nn.Module:
-        rho = self.reference.rho
-        if self.vector:
-            return VectorNetwork(self.noise_shape[0], 1, size, rho, width)
-        channels, *grid = self.noise_shape
-        return SpatialNetwork(channels, 1, (grid[0], grid[1]), size, rho, width)
+        self.flow: nn.Module | None = None
+        if flow:
+            channels, rho = self.noise_shape[0], self.reference.rho
+            self.flow = control_network(channels, 1, self.noise_shape, size, rho, width, 2)
 
     @property
     def conditioning(self) -> Conditioning:

@@ -119,7 +119,7 @@ class SamplerTraining(lightning.LightningModule):
         seed = (s.seed * 1_000_003 + 2 * step + 1) * 1009 + self.global_rank
         cpu = torch.Generator().manual_seed(seed)
         device = torch.Generator(self.device).manual_seed(seed + 1)
-        (_, anchors, _), (_, warm, _), _ = self.phases()
+        anchors, warm = (phase[1] for phase in self.phases()[:2])
         if step < warm:
             if step < anchors:
                 loss, self._figures = self.losses.anchor(batch, s.anchor_batch, cpu)

@@ -114,7 +114,8 @@ def mmd(a: Tensor, b: Tensor) -> float:
     square = torch.cdist(pooled, pooled).square()
     above = torch.triu_indices(n + m, n + m, 1, device=square.device)
     width = square[above[0], above[1]].median().clamp_min(torch.finfo(torch.float64).tiny)
-    kernel = sum(torch.exp(-square / (2 * s * width)) for s in (0.25, 0.5, 1.0, 2.0, 4.0)) / 5
+    scales = (0.25, 0.5, 1.0, 2.0, 4.0)
+    kernel = torch.stack([torch.exp(-square / (2 * s * width)) for s in scales]).mean(0)
     within_a = (kernel[:n, :n].sum() - n) / (n * (n - 1))  # the diagonal is 1: leave it out
     within_b = (kernel[n:, n:].sum() - m) / (m * (m - 1))
     return float(within_a + within_b - 2 * kernel[:n, n:].mean())

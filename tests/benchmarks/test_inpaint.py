@@ -31,24 +31,25 @@ from outsourced.run import WARM, Run, write_tensors
 from outsourced.sampler import NoiseSampler
 from outsourced.tasks import LinearMeasurement
 
-EFFORT = Effort(observations=320, n=64, upper_paths=4, chain=12, moves=400, burn_in=100)
-DIM, SIGMA = 3, 0.4
+EFFORT = Effort(observations=640, n=64, upper_paths=4, chain=12, moves=400, burn_in=100)
+DIM, SIGMA = 3, 0.15
 
 
-def make(scale_gate: float = 1.0, offset: float = 0.0) -> tuple[NoiseSampler, Posterior]:
+def make(beta: float = 1.0, offset: float = 0.0) -> tuple[NoiseSampler, Posterior]:
     """The closed-form sampler of a linear-Gaussian problem: open gates, zero network outputs.
 
-    A scale gate above 1 makes its kernels too narrow; an offset shifts the anchor it reads off y.
+    With beta > 1 it samples the posterior of a likelihood to that power, which is too narrow; an
+    offset of the gates makes its drift too long or too short.
     """
-    task = LinearMeasurement(measurements=2, dim=DIM, seed=3, sigma=SIGMA)
-    posterior = Posterior(LinearGaussian(DIM), task)
+    task = LinearMeasurement(measurements=DIM, dim=DIM, seed=3, sigma=SIGMA)
+    believed = Posterior(LinearGaussian(DIM), task, beta)
     torch.manual_seed(0)
     options: dict[str, Any] = {"steps": 6, "width": 16, "depth": 1, "embedding": 8}
-    sampler = NoiseSampler((DIM,), (2,), posterior, informed="gauss_newton", **options)
+    sampler = NoiseSampler((DIM,), (DIM,), believed, informed="gauss_newton", **options)
     with torch.no_grad():
         sampler.control.gate[0] = (1 + offset) / GATE_GAIN
-        sampler.control.gate[1] = scale_gate / GATE_GAIN
-    return sampler, posterior
+        sampler.control.gate[1] = 1 / GATE_GAIN
+    return sampler, Posterior(LinearGaussian(DIM), task)
 
 
 def figures(sampler: NoiseSampler, posterior: Posterior) -> tuple[Findings, dict[str, float]]:
@@ -57,14 +58,14 @@ def figures(sampler: NoiseSampler, posterior: Posterior) -> tuple[Findings, dict
 
 
 def exact_residual(posterior: Posterior, y: Tensor) -> Tensor:
-    """Mean residual under the closed-form posteriors of y (B, 2), by a million draws in all."""
+    """Mean residual under the closed-form posteriors of y (B, DIM), by 4000 draws each."""
     task = posterior.task
     assert isinstance(task, LinearMeasurement)
     mean, covariance, _ = posterior.prior.noise_posterior(  # type: ignore[operator]
         task.matrix, y.double(), SIGMA
     )
     generator = torch.Generator().manual_seed(9)
-    noise = torch.randn(20_000, 1, DIM, generator=generator, dtype=torch.float64)
+    noise = torch.randn(4000, 1, DIM, generator=generator, dtype=torch.float64)
     z = mean + noise @ torch.linalg.cholesky(covariance).mT
     square = ((y - z @ task.matrix.double().mT) / SIGMA).square()
     return square.mean(-1).sqrt().mean(0)
@@ -77,7 +78,7 @@ def exact() -> tuple[Findings, dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def narrow() -> tuple[Findings, dict[str, float]]:
-    return figures(*make(scale_gate=1.4))
+    return figures(*make(beta=1.7))
 
 
 # ---------------------------------------------------------------- figures
@@ -105,7 +106,7 @@ def test_residual_is_that_of_the_posterior(exact: tuple[Findings, dict[str, floa
     for name in ("residual", "residual_corrected"):  # 64 samples each: sd 0.06 an observation
         assert float((findings.figures[name] - truth).abs().mean()) < 0.08
         assert float(findings.figures[name].mean() / truth.mean()) == pytest.approx(1, abs=0.015)
-    # One draw for each y: its sd of about 0.45 leaves 0.03 over 320 observations.
+    # One draw for each y: its sd of about 0.45 leaves 0.03 over 640 observations.
     assert values["residual_truth"] == pytest.approx(float(truth.mean()), abs=0.09)
     assert abs(values["excess_corrected"]) < 1e-3
 
@@ -133,7 +134,7 @@ def test_overconfident_sampler_is_found_out_and_repaired(
 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: the last, shorter chunk is dropped, or figures are averaged over chunks."""
-    sampler, posterior = make(1.4)
+    sampler, posterior = make(beta=1.7)
     effort = Effort(observations=10, n=64, chain=0)
     cases = simulated(posterior, effort)
     monkeypatch.setattr("benchmarks.merit.ROWS", 256)
@@ -148,7 +149,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_too_few_effective_samples_are_left_out() -> None:
     """Mutant: means over NaN, corrected figures of single samples, ranks of degenerate weights."""
-    sampler, posterior = make(scale_gate=1.0, offset=-0.9)
+    sampler, posterior = make(offset=-0.2)
     effort = Effort(observations=60, n=31, upper_paths=2, chain=0)
     findings = assess(sampler, posterior, simulated(posterior, effort), effort, progress=False)
     usable = findings.figures["ess"] * 31 >= 20
@@ -196,7 +197,7 @@ def test_calibration_uses_as_many_bins_as_ranks_allow(count: int, bins: int) -> 
 
 @pytest.fixture(scope="module")
 def chains() -> Chains:
-    sampler, posterior = make(1.4)
+    sampler, posterior = make(beta=1.7)
     return run_chains(sampler, posterior, simulated(posterior, EFFORT).obs[:12], EFFORT)
 
 
@@ -209,7 +210,7 @@ def test_chains_are_a_yardstick(chains: Chains) -> None:
     assert float(chains.residual.mean() / truth.mean()) == pytest.approx(1, abs=0.04)
     assert float((chains.residual - truth).abs().max()) < 0.25
     found = against_chains(sampler, posterior, cases, chains, 4, 0)
-    assert found["eubo_chain"].shape == (320,)
+    assert found["eubo_chain"].shape == (640,)
     assert torch.equal(found["residual_chain"][:12].isnan(), ~chains.converged)
     assert found["eubo_chain"][12:].isnan().all()
     # The exact sampler weighs every posterior path by Z, whichever states the chains gave.
@@ -237,7 +238,7 @@ def test_chains_of_other_observations_are_not_reused(
         kept = stored_chains(path, sampler, posterior, cases, EFFORT)
     assert len(calls) == 1
     torch.testing.assert_close(kept.rhat, chains.rhat)
-    other = simulated(posterior, Effort(320, 64, seed=5, chain=12))
+    other = simulated(posterior, Effort(640, 64, seed=5, chain=12))
     stored_chains(path, sampler, posterior, other, EFFORT)
     assert len(calls) == 2
 
@@ -281,8 +282,8 @@ def finish(folder: Path, warm: bool, **changes: Any) -> Path:
 def test_command_fills_its_table_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Mutant: rows of the warm start under the final weights' costs, rows run twice, other effort in
-    the same file."""
+    """Mutant: rows of the warm start under the final weights' costs, rows run twice, other
+    effort in the same file."""
     folder, out = finish(tmp_path / "a", warm=True), tmp_path / "docs" / "inpaint.csv"
     arguments = ["--quick", "--runs", str(folder), "--out", str(out)]
     arguments += ["--readme", str(tmp_path / "README.md")]
@@ -301,7 +302,7 @@ def test_command_fills_its_table_and_resumes(
     assert "| a | none | balance | simulated |" in text
     monkeypatch.setattr(inpaint, "measure", None)
     inpaint.main(arguments)  # every row is known
-    with pytest.raises(SystemExit, match="rows with n = 32, this call has 256"):
+    with pytest.raises(SystemExit, match="rows with observations = 12, this call has 512"):
         inpaint.main([a for a in arguments if a != "--quick"])
 
 

@@ -79,7 +79,7 @@ def test_killed_process_resumes(start, train, tiny, tmp_path, sent) -> None:
 
     Mutant: a checkpoint written in place, of which SIGKILL leaves a part.
     """
-    options = ("trainer.max_steps=300", "trainer.warm_steps=200", "trainer.save_every=3")
+    options = ("trainer.max_steps=80", "trainer.warm_steps=50", "trainer.save_every=3")
     child = start(str(ROOT / "train.py"), *tiny, *options)
     wait_for(tmp_path / "r" / CHECKPOINT, child)
     time.sleep(0.3 * torch.rand(()).item())
@@ -189,7 +189,7 @@ def small_disk(tmp_path):
     if os.name != "posix" or os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
         pytest.skip("needs the right to mount a tmpfs")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # weights are still mapped
 
 
 def test_full_disk_for_real(train, small_disk) -> None:
@@ -217,7 +217,9 @@ def test_full_disk_for_real(train, small_disk) -> None:
         answer = train(*options)
     assert answer.code == 1
     assert "No space left on device" in answer.line
-    assert {path.name for path in (small_disk / "r").iterdir()} == {"config.json", CHECKPOINT}
+    names = {path.name for path in (small_disk / "r").iterdir()}
+    assert names >= {"config.json", CHECKPOINT}
+    assert not any("partial" in name for name in names)
     filler.unlink()
     answer = train(*options)
     assert "at step 5 of 16" in answer.out, answer.error

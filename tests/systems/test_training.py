@@ -362,6 +362,7 @@ for steps, rows in ((25, 1600), (200, 1600), (200, 8000)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's own figures")
 def test_memory_of_a_step_does_not_grow_with_the_number_of_kernels() -> None:
     """The peak of a training step at K = 200 is within 20 % of that at K = 25.
