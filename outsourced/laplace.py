@@ -91,8 +91,8 @@ def fit_laplace(
     matrix = z.new_zeros(len(z), d, d)
     active = torch.arange(len(z), device=z.device)
     for _ in range(iterations):
-        value, gradient, matrix[active] = target.linearise(z[active], active)
-        z[active], gain = _climb(target, z[active], active, value, gradient, matrix[active], shrink)
+        _, gradient, matrix[active] = target.linearise(z[active], active)
+        z[active], gain = _climb(target, z[active], active, gradient, matrix[active], shrink)
         active = active[gain > tolerance]
         if not len(active):
             break
@@ -103,7 +103,6 @@ def _climb(
     target: Target,
     z: Tensor,
     rows: Tensor,
-    value: Tensor,
     gradient: Tensor,
     matrix: Tensor,
     shrink: tuple[float, ...],
@@ -111,7 +110,8 @@ def _climb(
     """The best point on the Gauss-Newton step, and what it gains in nats."""
     eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
     step = torch.linalg.solve(matrix + eye, (gradient - z).unsqueeze(-1)).squeeze(-1)
-    first = value - 0.5 * z.square().sum(-1)
+    # Not the value of the linearisation: a prior in bfloat16 gives another, and gains are compared.
+    first = target.log_reward(z, rows) - 0.5 * z.square().sum(-1)
     best, score = z, first
     for length in shrink:
         trial = z + length * step

@@ -119,6 +119,9 @@ def test_overconfident_sampler_is_found_out_and_repaired(
     findings, values = narrow
     assert values["drawn_p_min"] < 1e-5
     assert values["gap"] > 0.2
+    # Ranks in 0..7, uniform: variance 63 / 12; about 6.3 of the uncorrected draws.
+    deviation = findings.ranks["corrected"].double() - 3.5
+    assert float(deviation.square().mean()) == pytest.approx(5.25, abs=0.4)
     assert values["corrected_p_min"] > 1e-3
     assert values["log_z"] - values["elbo"] > 0.1
     _, posterior = make()
