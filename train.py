@@ -58,7 +58,7 @@ def train(cfg: DictConfig) -> None:
         loggers.append(logger)
     begin(loggers, {**config, **metadata})
     done = fit(run, module, data, metadata, resumed, loggers, **cfg.lightning)
-    if done:
+    if done and module.global_rank == 0:
         problem.sampler.load_state_dict(module.average)
         figures = evaluate(settings.max_steps) | module.costs()
         run.finish(module.average, metadata, figures)

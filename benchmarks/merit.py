@@ -238,7 +238,7 @@ def calibration(rank: Tensor, n: int) -> dict[str, float]:
     if bins < 2:
         return {}
     p = rank_chi2(rank, n, bins)
-    return {"p_min": float(p.min()), "p_below": float((p < 0.05).sum()), "p_of": float(len(p))}
+    return {"p_min": float(p.min()), "p_below": float((p < 0.05).sum()), "p_of": len(p)}
 
 
 def averages(findings: Findings, effort: Effort) -> dict[str, float]:
@@ -260,7 +260,7 @@ def averages(findings: Findings, effort: Effort) -> dict[str, float]:
         count = effort.ranked if name == "drawn" else CORRECTED_RANKED
         values |= {f"{name}_{k}": v for k, v in calibration(rank, count).items()}
     values["seconds_per_sample"] = findings.seconds / (effort.n * len(figures["ess"]))
-    return values
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def excess(residual: Tensor, yardstick: Tensor, name: str) -> dict[str, float]:

@@ -128,6 +128,7 @@ def fit(
         callbacks=[Recovery(run, metadata)],
         enable_checkpointing=False,
         enable_model_summary=False,
+        use_distributed_sampler=False,  # an item is a step; processes differ by their seeds
         log_every_n_steps=1,  # the module decides what is logged when
         **lightning_options,
     )

@@ -11,6 +11,9 @@ from outsourced.bank import PairBank
 from outsourced.settings import Settings
 
 
+RANK_STRIDE = 2**40  # keeps the seeds of different processes apart
+
+
 class StepData(Dataset):
     """Bank rows (z, x) and real images of the steps from `start` on.
 
@@ -19,10 +22,19 @@ class StepData(Dataset):
         images: Real images (N, C, H, W), or None.
         settings: Batch sizes, number of steps and seed.
         start: Steps that are done already.
+        rank: Of this process among several; each sees its own rows at every step.
     """
 
-    def __init__(self, bank: PairBank, images: Tensor | None, settings: Settings, start: int):
-        self.bank, self.images, self.settings, self.start = bank, images, settings, start
+    def __init__(
+        self,
+        bank: PairBank,
+        images: Tensor | None,
+        settings: Settings,
+        start: int,
+        rank: int = 0,
+    ):
+        self.bank, self.images, self.settings = bank, images, settings
+        self.start, self.rank = start, rank
 
     def __len__(self) -> int:
         return self.settings.max_steps - self.start
@@ -31,7 +43,9 @@ class StepData(Dataset):
         if not 0 <= index < len(self):  # what ends an iteration
             raise IndexError(index)
         step, s = self.start + index, self.settings
-        generator = torch.Generator().manual_seed(s.seed * 1_000_003 + 2 * step)
+        generator = torch.Generator().manual_seed(
+            s.seed * 1_000_003 + 2 * step + RANK_STRIDE * self.rank
+        )
         later = max(s.batch, s.groups)  # the later phases read the first of these
         count = max(s.anchor_batch, later) if step < s.anchor_steps else later
         z, x = self.bank.rows(torch.randint(len(self.bank), (count,), generator=generator))
@@ -67,5 +81,6 @@ class PairData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """One item a step, from `start` on."""
-        data = StepData(self.bank, self.images, self.settings, self.start)
+        rank = 0 if self.trainer is None else self.trainer.global_rank
+        data = StepData(self.bank, self.images, self.settings, self.start, rank)
         return DataLoader(data, batch_size=None)

@@ -116,7 +116,7 @@ class SamplerTraining(lightning.LightningModule):
         step, s = batch["step"], self.settings
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = self.rate(step) * group["gain"]
-        seed = (s.seed * 1_000_003 + 2 * step + 1) * 1009 + self.global_rank
+        seed = (s.seed * 1_000_003 + 2 * step + 1) * 1009 + 2 * self.global_rank
         cpu = torch.Generator().manual_seed(seed)
         device = torch.Generator(self.device).manual_seed(seed + 1)
         anchors, warm = (phase[1] for phase in self.phases()[:2])
@@ -180,7 +180,8 @@ class SamplerTraining(lightning.LightningModule):
         s = self.settings
         if self.steps_done % s.log_every == 0:
             self._report(self._figures | self._state())
-        if s.evaluate_every and self.evaluate and self.steps_done % s.evaluate_every == 0:
+        due = s.evaluate_every and self.steps_done % s.evaluate_every == 0
+        if due and self.evaluate and self.global_rank == 0:
             with self.averaged():
                 figures = self.evaluate(self.steps_done)
             self._report({f"eval/{name}": value for name, value in figures.items()})

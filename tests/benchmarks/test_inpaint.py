@@ -119,9 +119,9 @@ def test_overconfident_sampler_is_found_out_and_repaired(
     findings, values = narrow
     assert values["drawn_p_min"] < 1e-5
     assert values["gap"] > 0.2
-    # Ranks in 0..7, uniform: variance 63 / 12; about 6.3 of the uncorrected draws.
+    # Ranks in 0..7, uniform: variance 63 / 12; 5.8 of the uncorrected draws.
     deviation = findings.ranks["corrected"].double() - 3.5
-    assert float(deviation.square().mean()) == pytest.approx(5.25, abs=0.4)
+    assert float(deviation.square().mean()) == pytest.approx(5.25, abs=0.3)
     assert values["corrected_p_min"] > 1e-3
     assert values["log_z"] - values["elbo"] > 0.1
     _, posterior = make()
@@ -303,6 +303,7 @@ def test_command_fills_its_table_and_resumes(
     assert "R-hat median" in capsys.readouterr().out
     text = (out.parent / "inpaint.md").read_text()
     assert "| a | none | balance | simulated |" in text
+    assert "nan" not in text  # a chain of 60 moves may not converge
     monkeypatch.setattr(inpaint, "measure", None)
     inpaint.main(arguments)  # every row is known
     with pytest.raises(SystemExit, match="rows with observations = 12, this call has 512"):
