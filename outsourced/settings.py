@@ -46,12 +46,12 @@ class Settings:
         ValueError: Numbers out of range.
     """
 
-    max_steps: int = 10_000
-    anchor_steps: int = 2_000
-    warm_steps: int = 8_000
-    anchor_batch: int = 256
-    batch: int = 64
-    denoising_steps: int = 8
+    max_steps: int = 5_150
+    anchor_steps: int = 1_500
+    warm_steps: int = 4_800
+    anchor_batch: int = 128
+    batch: int = 32
+    denoising_steps: int = 12
     groups: int = 16
     observations: str = "mixed"
     lr: float = 1e-3
@@ -67,8 +67,8 @@ class Settings:
     max_skipped: int = 20
     seed: int = 0
     log_every: int = 20
-    save_every: int = 500
-    evaluate_every: int = 2000
+    save_every: int = 400
+    evaluate_every: int = 1600
 
     def __post_init__(self) -> None:
         for names, minimum in ((AT_LEAST_1, 1), (AT_LEAST_0, 0)):

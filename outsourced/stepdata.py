@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader, Dataset
 from outsourced.bank import PairBank
 from outsourced.settings import Settings
 
-
 RANK_STRIDE = 2**40  # keeps the seeds of different processes apart
 
 
