@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outsourced.run import METRICS, WARM, WEIGHTS, Run
+from outsourced.run import METRICS, WARM, WEIGHTS, Run, read_tensors
 
 WARM_STAGE, LAST_STAGE = "warm start", "balance"
 KINDS = ("simulated", "real")
@@ -82,14 +82,17 @@ def rows_of(folders: list[Path]) -> list[Row]:
 
 
 def costs(row: Row) -> dict[str, float]:
-    """Minutes and prior calls of the training, known at its end."""
-    path = row.folder / METRICS
-    if row.weights != WEIGHTS or not path.is_file():
+    """Minutes and prior calls of the training up to the row's stage, where they are known."""
+    if row.weights == WEIGHTS:
+        path = row.folder / METRICS
+        told: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    else:
+        told = dict(read_tensors(row.folder / row.weights)[1])
+    if "train_seconds" not in told:
         return {}
-    metrics = json.loads(path.read_text())
     return {
-        "minutes": metrics["train_seconds"] / 60,
-        "train_prior_calls": metrics["train_prior_calls"],
+        "minutes": float(told["train_seconds"]) / 60,
+        "train_prior_calls": float(told["train_prior_calls"]),
     }
 
 

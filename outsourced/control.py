@@ -14,6 +14,7 @@ from outsourced.guidance import (
     Context,
     GaussNewtonGuidance,
     GradientGuidance,
+    evaluate,
 )
 from outsourced.kernels import Kernel, rotate, strictly_lower
 from outsourced.networks import control_network
@@ -116,7 +117,7 @@ class Control(nn.Module):
         return self._kernel(k, delta, 2 * log_std, lower)
 
     def _outputs(self, inputs: list[Tensor], k: Tensor, context: Context) -> tuple[Tensor, ...]:
-        out = self.network(torch.cat(inputs, 2), k, context.embedding)
+        out = evaluate(self.network, torch.cat(inputs, 2), k, context)
         shift, log_std, gain, lower = out.split(self.sizes, 2)
         log_std = LOG_SCALE_LIMIT * torch.tanh(log_std / LOG_SCALE_LIMIT)
         return shift, log_std, gain, lower

@@ -45,7 +45,8 @@ class Recovery(lightning.Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         _, (_, warm, _), (_, end, _) = pl_module.phases()
         if pl_module.steps_done == warm < end and trainer.is_global_zero:
-            write_tensors(self.run.folder / WARM, pl_module.average, self.metadata)
+            costs = {name: str(value) for name, value in pl_module.costs().items()}
+            write_tensors(self.run.folder / WARM, pl_module.average, self.metadata | costs)
         if self.stopped or pl_module.steps_done % pl_module.settings.save_every == 0:
             if trainer.is_global_zero:
                 write_tensors(self.run.folder / CHECKPOINT, pl_module.checkpoint(), self.metadata)

@@ -6,7 +6,7 @@ step. By Stein's identity for the Gaussian N(rho_k z_k, spread_k^2 I), delta is 
 of spread_k * grad log r(z_K): zero of the force spread_k * grad log r(guess) - delta(guess).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from outsourced.kernels import rotate
 from outsourced.laplace import Laplace
+from outsourced.networks import VectorNetwork
 from outsourced.reference import Reference
 from outsourced.tasks.base import Observation
 
@@ -52,11 +53,13 @@ class Context:
         embedding: (N, c) for vector noise, (N, c, h, w) for spatial noise.
         obs: The N observations.
         laplace: Gauss-Newton approximation of each posterior, or None.
+        once: What networks have computed from the embedding alone, by their identity.
     """
 
     embedding: Tensor
     obs: Observation
     laplace: Laplace | None = None
+    once: dict[int, Tensor] = field(default_factory=dict)
 
     def repeat(self, n: int) -> "Context":
         """n copies along the batch, ordered as `Tensor.repeat`: (n N, ...)."""
@@ -68,6 +71,19 @@ class Context:
         """The observations at `index` (n,)."""
         laplace = None if self.laplace is None else self.laplace.select(index)
         return Context(self.embedding[index], self.obs[index], laplace)
+
+
+def evaluate(network: nn.Module, x: Tensor, k: Tensor, context: Context) -> Tensor:
+    """A control network at x; in a roll-out, what depends on the observation alone is kept.
+
+    Half of the multiplications of a vector network are of that kind.
+    """
+    if torch.is_grad_enabled() or not isinstance(network, VectorNetwork):
+        return network(x, k, context.embedding)
+    film = context.once.get(id(network))
+    if film is None:
+        film = context.once[id(network)] = network.context_film(context.embedding)
+    return network(x, k, context.embedding, film)
 
 
 def gradient_at(conditioning: Conditioning, guess: Tensor, obs: Observation) -> Tensor:
@@ -95,7 +111,7 @@ class GradientGuidance(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """z (S, N, *shape) -> (delta, unit force, log size of the force), the last (S, N)."""
         rho, spread = (self.reference.at(name, k, z) for name in ("rho", "spread"))
-        delta = self.network(z, k, context.embedding)
+        delta = evaluate(self.network, z, k, context)
         guess = (rho * z + spread * delta).detach()
         force = spread * gradient_at(conditioning, guess, context.obs) - delta.detach()
         size = force.flatten(2).square().mean(-1)

@@ -90,10 +90,11 @@ class VectorNetwork(nn.Module):
         on_x, on_e = matrix.split([self.inputs, self.context], -1)
         return x @ on_x.mT + e @ on_e.mT
 
-    def forward(self, x: Tensor, k: Tensor, e: Tensor) -> Tensor:
-        """x (S, N, inputs), k (S,), e (N, context) -> (S, N, outputs)."""
+    def forward(self, x: Tensor, k: Tensor, e: Tensor, film: Tensor | None = None) -> Tensor:
+        """x (S, N, inputs), k (S,), e (N, context), film `context_film(e)` if at hand: (S, N,
+        outputs)."""
         steps = self.step()[k]
-        film = self.step_film(steps)[:, None] + self.context_film(e)
+        film = self.step_film(steps)[:, None] + (self.context_film(e) if film is None else film)
         shift, *rest = film.chunk(1 + 2 * self.depth, -1)
         h = F.silu(self.enter(x) + shift)
         for block, gain, bias in zip(self.blocks, rest[::2], rest[1::2], strict=True):
