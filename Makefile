@@ -30,7 +30,7 @@ demo: $(STAMP)  ## train a small sampler and draw posterior samples with it
 
 # One thread: with several, PyTorch spends longer waiting than computing on problems this small.
 test: $(STAMP)  ## run the fast tests
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(STAMP)  ## run the slow tests
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

@@ -34,18 +34,20 @@ BALANCE: dict[str, Any] = {"groups": 16, "balance_lr": 2e-3}
 FLOW: dict[str, Any] = {**FULL, "flow": True}
 
 
-def alone(name: str, objective: Any, sampler: Any, paths: Any, **settings: Any) -> Row:
-    """A row of one objective from scratch, with 0.4 of the effort of a default row."""
-    return Row(name, objective, sampler, paths, settings=settings, share=0.4)
+def alone(
+    name: str, objective: Any, sampler: Any, paths: Any, share: float = 0.4, **settings: Any
+) -> Row:
+    """A row of one objective from scratch, with a share of the effort of a default row."""
+    return Row(name, objective, sampler, paths, settings=settings, share=share)
 
 
 OBJECTIVES = (
     alone("TB", TrajectoryBalance, FULL, MIXED, **BALANCE),
     alone("LogVariance", LogVariance, FULL, MIXED, **BALANCE),
-    alone("SubTB", SubTrajectoryBalance, FLOW, MIXED, **BALANCE),
+    alone("SubTB", SubTrajectoryBalance, FLOW, MIXED, 1.0, **BALANCE),
     alone("DetailedBalance", DetailedBalance, FLOW, MIXED, **BALANCE),
     alone("PathLikelihood", PathLikelihood, FULL, MIXED, **LIKELIHOOD),
-    alone("ReverseKL", ReverseKL, FULL, PAIRED, groups=32, balance_lr=3e-3),
+    alone("ReverseKL", ReverseKL, FULL, PAIRED, 1.0, groups=32, balance_lr=3e-3),
     alone("AdjointSampling", AdjointSampling, DIAGONAL, PAIRED, groups=64, balance_lr=2e-3),
 )
 
