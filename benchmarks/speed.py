@@ -124,15 +124,17 @@ def network_passes(sampler: NoiseSampler, posterior: Posterior) -> Callable[[], 
     z = posterior.draw_noise(IMAGES)[None]
     extra = {"none": 0, "gradient": 2 * z.shape[-1] + 1, "gauss_newton": 3 * z.shape[-1]}
     inputs = torch.cat([z, torch.randn(1, IMAGES, extra[sampler.control.informed])], 2)
-    guidance = sampler.control.guidance
+    calls: list[tuple[Any, torch.Tensor]] = [(sampler.control.network, inputs)]
+    if isinstance(sampler.control.guidance, torch.nn.Module):
+        calls.append((sampler.control.guidance.network, z))
 
     @torch.no_grad()
     def passes() -> None:
+        films = [network.context_film(context) for network, _ in calls]
         for step in range(sampler.steps):
             k = torch.tensor([step])
-            sampler.control.network(inputs, k, context)
-            if isinstance(guidance, torch.nn.Module):
-                guidance.network(z, k, context)
+            for (network, x), film in zip(calls, films, strict=True):
+                network(x, k, context, film)
 
     return passes
 
