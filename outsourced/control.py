@@ -117,7 +117,8 @@ class Control(nn.Module):
         return self._kernel(k, delta, 2 * log_std, lower)
 
     def _outputs(self, inputs: list[Tensor], k: Tensor, context: Context) -> tuple[Tensor, ...]:
-        out = evaluate(self.network, torch.cat(inputs, 2), k, context)
+        joint = torch.cat(inputs, 2) if len(inputs) > 1 else inputs[0]
+        out = evaluate(self.network, joint, k, context)
         shift, log_std, gain, lower = out.split(self.sizes, 2)
         log_std = LOG_SCALE_LIMIT * torch.tanh(log_std / LOG_SCALE_LIMIT)
         return shift, log_std, gain, lower
