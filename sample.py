@@ -6,6 +6,7 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
+from outsourced.allocator import keep_freed_memory
 from outsourced.build import Problem, held_out, load_run
 from outsourced.commands import launch, one_line_errors
 from outsourced.observing import observe, observe_picture
@@ -59,4 +60,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     launch(main, CONFIGS)

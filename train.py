@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from outsourced.allocator import keep_freed_memory
 from outsourced.bank import PairBank
 from outsourced.build import build, code_version, resolve
 from outsourced.commands import launch, one_line_errors
@@ -74,4 +75,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     launch(main, CONFIGS)

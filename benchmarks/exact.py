@@ -30,6 +30,7 @@ from benchmarks.tables import (
     write_csv,
     write_section,
 )
+from outsourced.allocator import keep_freed_memory
 from outsourced.bank import PairBank
 from outsourced.build import code_version
 
@@ -163,6 +164,7 @@ def run(args: argparse.Namespace) -> None:
     """Fill the table that the arguments ask for."""
     groups = chosen(args.rows, GROUPS, "rows")
     problems = chosen(args.problems, PROBLEMS, "problems")
+    keep_freed_memory()
     torch.set_num_threads(args.threads)
     effort = Effort(args.seconds, seed=args.seed)
     if args.quick:

@@ -40,6 +40,7 @@ from benchmarks.tables import (
     write_section,
 )
 from benchmarks.yardstick import CONVERGED, against_chains, stored_chains
+from outsourced.allocator import keep_freed_memory
 from outsourced.build import Problem, code_version, held_out, load_run
 from outsourced.evaluation import figure
 from outsourced.figures import rank_histograms
@@ -181,6 +182,7 @@ def report(record: Record, done: int, total: int) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Fill the table that the arguments ask for."""
+    keep_freed_memory()
     torch.set_num_threads(args.threads)
     effort = Effort(args.observations, args.n, chain=args.chain, moves=args.moves, seed=args.seed)
     if args.quick:

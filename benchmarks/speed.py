@@ -33,6 +33,7 @@ from benchmarks.tables import (
     write_section,
 )
 from benchmarks.training_step import STEPS, WIDTH, Step
+from outsourced.allocator import keep_freed_memory
 from outsourced.build import code_version
 from outsourced.posterior import Posterior
 from outsourced.priors.vae import VAE
@@ -131,11 +132,12 @@ def network_passes(sampler: NoiseSampler, posterior: Posterior) -> Callable[[], 
 
     @torch.no_grad()
     def passes() -> None:
-        films = [network.context_film(context) for network, _ in calls]
+        every = torch.arange(sampler.steps)
+        modulations = [network.modulation(every, context) for network, _ in calls]
         for step in range(sampler.steps):
             k = torch.tensor([step])
-            for (network, x), film in zip(calls, films, strict=True):
-                network(x, k, context, film)
+            for (network, x), of_all in zip(calls, modulations, strict=True):
+                network(x, k, context, of_all.at(k))
 
     return passes
 
@@ -223,6 +225,7 @@ def _measured(steps: int, exact: bool) -> float:
 
 def run(args: argparse.Namespace) -> None:
     """Measure everything and write the table."""
+    keep_freed_memory()
     torch.set_num_threads(args.threads)
     quiet()
     effort = Effort(2, 4) if args.quick else Effort()

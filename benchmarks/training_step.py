@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from outsourced.allocator import keep_freed_memory
 from outsourced.bank import PairBank
 from outsourced.losses import Losses
 from outsourced.objectives import TrajectoryBalance
@@ -136,5 +137,6 @@ def _resident(name: str) -> float:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     torch.set_num_threads(int(sys.argv[2]))
     print(peak_memory(int(sys.argv[1])))

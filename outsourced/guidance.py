@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from outsourced.kernels import rotate
 from outsourced.laplace import Laplace
-from outsourced.networks import VectorNetwork
+from outsourced.networks import Modulation, VectorNetwork
 from outsourced.reference import Reference
 from outsourced.tasks.base import Observation
 
@@ -59,7 +59,7 @@ class Context:
     embedding: Tensor
     obs: Observation
     laplace: Laplace | None = None
-    once: dict[int, Tensor] = field(default_factory=dict)
+    once: dict[int, Modulation] = field(default_factory=dict)
 
     def repeat(self, n: int) -> "Context":
         """n copies along the batch, ordered as `Tensor.repeat`: (n N, ...)."""
@@ -74,16 +74,18 @@ class Context:
 
 
 def evaluate(network: nn.Module, x: Tensor, k: Tensor, context: Context) -> Tensor:
-    """A control network at x; in a roll-out, what depends on the observation alone is kept.
+    """A control network at x; in a roll-out, what does not depend on the state is kept.
 
     Half of the multiplications of a vector network are of that kind.
     """
-    if torch.is_grad_enabled() or not isinstance(network, VectorNetwork):
+    rolling = len(k) == 1 and not torch.is_grad_enabled()
+    if not rolling or not isinstance(network, VectorNetwork):
         return network(x, k, context.embedding)
-    film = context.once.get(id(network))
-    if film is None:
-        film = context.once[id(network)] = network.context_film(context.embedding)
-    return network(x, k, context.embedding, film)
+    of_all = context.once.get(id(network))
+    if of_all is None:
+        every = torch.arange(network.step.count, device=k.device)
+        of_all = context.once[id(network)] = network.modulation(every, context.embedding)
+    return network(x, k, context.embedding, of_all.at(k))
 
 
 def gradient_at(conditioning: Conditioning, guess: Tensor, obs: Observation) -> Tensor:

@@ -7,6 +7,7 @@ per observation. Output layers are zero at initialisation.
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class StepEmbedding(nn.Module):
 
     def __init__(self, rho: Tensor, width: int, frequencies: int = 8):
         super().__init__()
-        steps = len(rho) - 1
+        self.count = steps = len(rho) - 1
         position = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[:-1, None]
         log_snr = torch.logit((rho[:-1, None] ** 2).double(), eps=1e-4) / 10
         angles = position * math.pi * torch.arange(1, frequencies + 1)
@@ -48,11 +49,35 @@ class StepEmbedding(nn.Module):
         return self.mlp(self.features.to(next(self.mlp.parameters()).dtype))
 
 
+@dataclass
+class Modulation:
+    """What a `VectorNetwork` computes from S steps and N observations alone, for all its layers.
+
+    Attributes:
+        gain, shift: Of the steps, (S, 1, depth width) and (S, 1, (1 + depth) width).
+        bias: Of the observations, (N, (1 + depth) width).
+        on_x: Linear skip from the state, (S, skip, inputs), or None.
+        direct: Linear skip of the observation, (S, N, skip), or None.
+    """
+
+    gain: Tensor
+    shift: Tensor
+    bias: Tensor
+    on_x: Tensor | None = None
+    direct: Tensor | None = None
+
+    def at(self, k: Tensor) -> "Modulation":
+        """Of some of the steps, by their position among the S."""
+        skip = (None, None) if self.on_x is None else (self.on_x[k], self.direct[k])  # type: ignore[index]
+        return Modulation(self.gain[k], self.shift[k], self.bias, *skip)
+
+
 class VectorNetwork(nn.Module):
-    """Residual MLP with FiLM conditioning on step and observation, and a linear skip of its own.
+    """Residual MLP, modulated by step (gain and shift) and observation (shift), with a linear skip.
 
     output = head(trunk(x; k, e)) + M(k) x + N(k) e, with M and N generated from the step: the
     optimal control of a linear-Gaussian problem is of the second form, so no width is spent on it.
+    Gains depend on the step alone, so that no modulation as large as the activations is ever held.
 
     Args:
         inputs: Size of x.
@@ -75,37 +100,45 @@ class VectorNetwork(nn.Module):
     ):
         super().__init__()
         self.inputs, self.outputs, self.context = inputs, outputs, context
-        self.depth, self.skip_outputs = depth, skip_outputs
+        self.width, self.depth, self.skip_outputs = width, depth, skip_outputs
         self.step = StepEmbedding(rho, 64)
-        self.enter = nn.Linear(inputs, width)
-        self.step_film = nn.Linear(64, width * (1 + 2 * depth))
-        self.context_film = nn.Linear(context, width * (1 + 2 * depth), bias=False)
-        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.enter = nn.Linear(inputs, width, bias=False)
+        self.step_gain = nn.Linear(64, width * depth)
+        self.step_shift = nn.Linear(64, width * (1 + depth))
+        self.context_shift = nn.Linear(context, width * (1 + depth), bias=False)
+        self.blocks = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth))
         self.head = zero_(nn.Linear(width, outputs))
         if skip_outputs:
-            self.skip = zero_(nn.Linear(64, skip_outputs * (inputs + context)))
+            entries = skip_outputs * (inputs + context)
+            self.skip = nn.Sequential(nn.Linear(64, 16), zero_(nn.Linear(16, entries)))
 
-    def _linear_skip(self, x: Tensor, steps: Tensor, e: Tensor) -> Tensor:
+    def modulation(self, k: Tensor, e: Tensor) -> Modulation:
+        """Of steps k (S,) and embeddings e (N, context)."""
+        steps = self.step()[k]
+        gain, shift = 1 + self.step_gain(steps)[:, None], self.step_shift(steps)[:, None]
+        bias = self.context_shift(e)
+        if not self.skip_outputs:
+            return Modulation(gain, shift, bias)
         matrix = self.skip(steps).reshape(len(steps), self.skip_outputs, -1)
         on_x, on_e = matrix.split([self.inputs, self.context], -1)
-        return x @ on_x.mT + e @ on_e.mT
+        return Modulation(gain, shift, bias, on_x, e @ on_e.mT)
 
-    def forward(self, x: Tensor, k: Tensor, e: Tensor, film: Tensor | None = None) -> Tensor:
-        """x (S, N, inputs), k (S,), e (N, context), film `context_film(e)` if at hand: (S, N,
+    def forward(self, x: Tensor, k: Tensor, e: Tensor, given: Modulation | None = None) -> Tensor:
+        """x (S, N, inputs), k (S,), e (N, context), given `modulation(k, e)` if at hand: (S, N,
         outputs)."""
-        steps = self.step()[k]
-        film = self.step_film(steps)[:, None] + (self.context_film(e) if film is None else film)
-        shift, *rest = film.chunk(1 + 2 * self.depth, -1)
-        h = F.silu(self.enter(x) + shift)
-        for block, gain, bias in zip(self.blocks, rest[::2], rest[1::2], strict=True):
-            h = h + F.silu(torch.addcmul(bias, block(h), 1 + gain))
+        m = self.modulation(k, e) if given is None else given
+        gains = m.gain.split(self.width, -1)
+        shift, *shifts = m.shift.split(self.width, -1)
+        bias, *biases = m.bias.split(self.width, -1)
+        h = F.silu(self.enter(x).add_(bias).add_(shift))
+        for block, g, s, b in zip(self.blocks, gains, shifts, biases, strict=True):
+            h = F.silu(torch.addcmul(s, block(h).add_(b), g)).add_(h)
         out = self.head(h)
-        if not self.skip_outputs:
+        if m.on_x is None:
             return out
-        direct = self._linear_skip(x, steps, e)
-        return torch.cat(
-            [out[..., : self.skip_outputs] + direct, out[..., self.skip_outputs :]], -1
-        )
+        assert m.direct is not None
+        first, rest = out.split([self.skip_outputs, self.outputs - self.skip_outputs], -1)
+        return torch.cat([torch.baddbmm(m.direct, x, m.on_x.mT).add_(first), rest], -1)
 
 
 class SpatialNetwork(nn.Module):

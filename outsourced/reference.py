@@ -89,13 +89,16 @@ class Reference(nn.Module):
         spread = (1 - rho[:-1] ** 2).sqrt()
         values = {"rho": rho, "a": a, "scale": scale, "spread": spread}
         values["information"] = scale * rho[1:] / spread
+        self._cast: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         for name, value in values.items():
             self.register_buffer(name, value, persistent=False)
 
     def at(self, name: str, k: Tensor, like: Tensor) -> Tensor:
         """Coefficient `name` at steps k (S,), shaped to broadcast over `like` (S, N, *shape)."""
-        value = getattr(self, name)[k].to(like.dtype)
-        return value.reshape(-1, *[1] * (like.ndim - 1))
+        key = (name, like.dtype, like.device)
+        if key not in self._cast:  # a conversion at each use would cost more than the arithmetic
+            self._cast[key] = getattr(self, name).to(like.device, like.dtype)
+        return self._cast[key][k].reshape(-1, *[1] * (like.ndim - 1))
 
     def innovation(self, z: Tensor, z_next: Tensor, k: Tensor) -> Tensor:
         """(z_{k+1} - a_k z_k) / scale_k: N(0, I) under the reference. Shapes (S, N, *shape)."""

@@ -113,8 +113,8 @@ def test_linear_skip_is_the_exact_linear_map_of_its_step():
     blocks of x and e exchanged, or outputs beyond `skip_outputs` fed too."""
     network, x, e, k = vector(), draw(2, 3, 3), draw(3, 4, seed=1), torch.tensor([4, 1])
     with torch.no_grad():
-        network.skip.weight.copy_(draw(*network.skip.weight.shape, seed=2))
-        network.skip.bias.copy_(draw(*network.skip.bias.shape, seed=3))
+        network.skip[1].weight.copy_(draw(*network.skip[1].weight.shape, seed=2))
+        network.skip[1].bias.copy_(draw(*network.skip[1].bias.shape, seed=3))
     out = network(x, k, e)
     matrices = network.skip(network.step()[k]).reshape(2, 2, 7)
     assert not torch.allclose(*matrices)
