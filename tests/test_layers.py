@@ -30,7 +30,17 @@ LAYERS = (
     {
         *("moves", "priors", "tasks", "networks", "reference", "kernels", "laplace", "objectives"),
         *("metrics", "data", "figures", "zoo"),
-        *("settings", "run", "checkpoint", "annealing", "loggers", "commands", "allocator"),
+        *(
+            "weights",
+            "classifiers",
+            "settings",
+            "run",
+            "checkpoint",
+            "annealing",
+            "loggers",
+            "commands",
+            "allocator",
+        ),
     },
 )
 RANK = {unit: rank for rank, layer in enumerate(reversed(LAYERS)) for unit in layer}

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from outsourced.priors.base import Prior
 from outsourced.priors.vae_networks import Decoder, Encoder, Flow
+from outsourced.weights import Embedded
 
-ZOO_WEIGHTS = Path(__file__).resolve().parents[1] / "zoo" / "weights"
 
-
-class VAE(Prior):
+class VAE(Embedded, Prior):
     """A variational autoencoder with a learned prior: x = decoder(flow(z)), z ~ N(0, I).
 
     The flow maps noise to the aggregate of the encoder's posteriors (Chen et al., 2017, arXiv
@@ -39,6 +33,8 @@ class VAE(Prior):
         ValueError: a size or sigma is not positive, the latent dimension is odd, or the image
             size is not divisible by 8.
     """
+
+    embedded = "fashion_vae"
 
     def __init__(
         self,
@@ -74,45 +70,6 @@ class VAE(Prior):
         self.decoder = Decoder(latent, width, hidden, blocks, image_shape)
         self.freeze()
 
-    @classmethod
-    def from_weights(cls, path_or_name: str | os.PathLike[str] = "fashion_vae") -> VAE:
-        """Load a VAE from a safetensors file that carries its sizes.
-
-        Args:
-            path_or_name: a `.safetensors` file, or the name of an embedded one ("fashion_vae").
-
-        Raises:
-            FileNotFoundError: the file does not exist.
-            ValueError: the file is truncated, corrupt, or does not hold a VAE.
-        """
-        path = _weights_path(path_or_name)
-        config, weights = _read_weights(path)
-        try:
-            vae = cls(**config)
-            vae.load_state_dict(weights)
-        except (TypeError, RuntimeError, ValueError) as error:
-            what = "does not hold a VAE of the sizes that it announces"
-            raise ValueError(_broken(path, what)) from error
-        return vae
-
-    def save_weights(self, path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
-        """Write the weights, rounded to half precision, and the sizes to a safetensors file.
-
-        Args:
-            path: the file to write; an existing one is replaced at once, never half-written.
-            metadata: further text entries, e.g. how the weights were trained.
-        """
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        weights = {name: t.half().contiguous() for name, t in self.state_dict().items()}
-        partial = path.with_name(path.name + ".partial")
-        save_file(weights, partial, {**metadata, "config": json.dumps(self.config)})
-        # safetensors writes private files; these are shipped.
-        partial.chmod(0o644)
-        partial.replace(path)
-
     def forward(self, z: Tensor) -> Tensor:
         """Decode noise.
 
@@ -145,37 +102,3 @@ class VAE(Prior):
         jacobian = torch.stack(columns, dim=-1)
         variance = (jacobian.square() * logvar.exp().unsqueeze(-2)).sum(-1)
         return self.flow.inverse(h)[0], variance.sqrt()
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.config.items())
-
-
-def _weights_path(path_or_name: str | os.PathLike[str]) -> Path:
-    path = Path(path_or_name)
-    if path.suffix != ".safetensors":
-        path = ZOO_WEIGHTS / f"{path.name}.safetensors"
-    if not path.is_file():
-        known = sorted(file.stem for file in ZOO_WEIGHTS.glob("*.safetensors"))
-        raise FileNotFoundError(
-            _broken(path, f"does not exist (embedded: {', '.join(known) or 'none'})")
-        )
-    return path
-
-
-def _read_weights(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = json.loads((file.metadata() or {})["config"])
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
-        raise ValueError(_broken(path, f"cannot be read ({error})")) from error
-    return config, weights
-
-
-def _broken(path: Path, what: str) -> str:
-    return (
-        f"weights file {path} {what}; restore it (`git checkout -- {path}` for an embedded one) or "
-        f"train it again with `python -m outsourced.zoo.fashion_vae --out {path}`"
-    )

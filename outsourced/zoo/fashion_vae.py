@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from outsourced.data import load_fashion_mnist, to_model_range
-from outsourced.priors.vae import VAE, ZOO_WEIGHTS
+from outsourced.priors.vae import VAE
+from outsourced.weights import ZOO_WEIGHTS
 from outsourced.zoo import evaluate as measures
 
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from outsourced.data import fashion_mnist_subset
 from outsourced.priors import VAE
-from outsourced.priors.vae import ZOO_WEIGHTS
 from outsourced.priors.vae_networks import Flow
+from outsourced.weights import ZOO_WEIGHTS
 
 SMALL = {"latent": 4, "width": 16, "hidden": 8, "blocks": 1, "channels": 2, "couplings": 4,
          "flow_hidden": 8, "image_shape": (1, 8, 8)}  # fmt: skip
