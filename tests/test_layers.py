@@ -30,24 +30,15 @@ LAYERS = (
     {
         *("moves", "priors", "tasks", "networks", "reference", "kernels", "laplace", "objectives"),
         *("metrics", "data", "figures", "zoo"),
-        *(
-            "weights",
-            "classifiers",
-            "settings",
-            "run",
-            "checkpoint",
-            "annealing",
-            "loggers",
-            "commands",
-            "allocator",
-        ),
+        *("classifiers", "settings", "run", "checkpoint", "annealing", "loggers", "commands"),
     },
+    {"weights", "allocator"},
 )
 RANK = {unit: rank for rank, layer in enumerate(reversed(LAYERS)) for unit in layer}
 OUTSIDE = {"train", "sample", "benchmarks"}  # units that lie beside the package, not in it
 
 # Recipes train priors on public data and measure them.
-ALLOWED = {("zoo", "priors"), ("zoo", "data"), ("zoo", "metrics")}
+ALLOWED = {("zoo", unit) for unit in ("priors", "classifiers", "data", "metrics")}
 
 # Units that no other module of the package needs, so they may import lightning at their top.
 LIGHTNING = {"fit", "training", "stepdata", "loggers"}
