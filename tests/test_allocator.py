@@ -1,4 +1,4 @@
-"""Freed memory is kept: asked of glibc in a fresh process, since the setting lasts as long as it."""
+"""Freed memory is kept: asked of glibc in a fresh process, since the setting lasts as long."""
 
 import subprocess
 import sys
