@@ -43,7 +43,8 @@ class Row:
         paths: arguments of `PathMixture`.
         warm: share of the time given to the `PathLikelihood` warm start.
         settings: further arguments of `Settings`.
-        share: of the effort, both of the training time and of the sampler paths, that it is given.
+        share: of the effort, both of the training time and of the sampler paths, that it is given;
+            of paths at least as many as the two-sample tests draw.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Row:
         return replace(
             effort,
             seconds=self.share * effort.seconds,
-            paths=max(1, round(self.share * effort.paths)),
+            paths=max(effort.draws, round(self.share * effort.paths)),
         )
 
 
