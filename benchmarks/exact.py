@@ -10,27 +10,15 @@ table goes to the markdown file of the same name, and into README.md where that 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from benchmarks.cells import Effort, Row, baseline, quiet, run_cell
+from benchmarks.driver import call, check_conditions, parser, render, surroundings, told
 from benchmarks.problems import PROBLEMS, Problem
 from benchmarks.rows import GROUPS
-from benchmarks.tables import (
-    Column,
-    Record,
-    has_section,
-    machine,
-    markdown,
-    read_csv,
-    write_csv,
-    write_section,
-)
-from outsourced.allocator import keep_freed_memory
+from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
 from outsourced.bank import PairBank
 from outsourced.build import code_version
 
@@ -62,25 +50,8 @@ def conditions(effort: Effort) -> dict[str, object]:
         "budget_seconds": effort.seconds,
         "seed": effort.seed,
         "observations": effort.observations,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": machine(),
+        **surroundings(),
     }
-
-
-def check_conditions(path: Path, records: list[dict[str, str]], effort: Effort) -> None:
-    """Refuse to mix cells of different effort or machines in one file.
-
-    Raises:
-        ValueError: the file holds cells of other conditions.
-    """
-    for record in records:
-        for name, value in conditions(effort).items():
-            if record.get(name) != str(value):
-                raise ValueError(
-                    f"{path} holds cells with {name} = {record.get(name)}, this run has {value}; "
-                    "choose another --out, or delete the file"
-                )
 
 
 def table(records: list[dict[str, str]]) -> str:
@@ -90,17 +61,8 @@ def table(records: list[dict[str, str]]) -> str:
     first = records[0]
     return (
         f"{markdown(ordered, COLUMNS)}\n\n"
-        f"{first['machine']}, {first['threads']} thread(s), torch {first['torch']}, seed "
-        f"{first['seed']}, {first['observations']} observations."
+        f"{told(first)}, seed {first['seed']}, {first['observations']} observations."
     )
-
-
-def render(path: Path, records: list[dict[str, str]], readme: Path) -> None:
-    """Write the table beside the CSV file, and into the README where it has the markers."""
-    text = table(records)
-    write_section(path.with_suffix(".md"), SECTION, text)
-    if has_section(readme, SECTION):
-        write_section(readme, SECTION, text)
 
 
 def report(record: Record, done: int, total: int) -> None:
@@ -164,34 +126,25 @@ def run(args: argparse.Namespace) -> None:
     """Fill the table that the arguments ask for."""
     groups = chosen(args.rows, GROUPS, "rows")
     problems = chosen(args.problems, PROBLEMS, "problems")
-    keep_freed_memory()
-    torch.set_num_threads(args.threads)
     effort = Effort(args.seconds, seed=args.seed)
     if args.quick:
         effort = replace(effort, **QUICK)
-    check_conditions(args.out, read_csv(args.out), effort)
+    check_conditions(args.out, read_csv(args.out), conditions(effort))
     quiet()
     rows = [row for group in groups for row in GROUPS[group]]
     records = cells(args.out, [None, *rows], problems, effort)
-    render(args.out, [{k: str(v) for k, v in r.items()} for r in records], args.readme)
+    render(args, SECTION, table([{k: str(v) for k, v in r.items()} for r in records]))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """One line for what the user can mend; a traceback for the rest."""
-    parser = argparse.ArgumentParser("python -m benchmarks.exact", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--seconds", type=float, default=120.0, help="CPU time of a default row")
-    parser.add_argument("--rows", default="default,objectives", help="of default, objectives")
-    parser.add_argument("--problems", default=",".join(PROBLEMS), help=f"of {', '.join(PROBLEMS)}")
-    parser.add_argument("--out", type=Path, default=Path("docs/exact.csv"))
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="tiny evaluation, for tests")
-    try:
-        run(parser.parse_args(argv))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    """The command line."""
+    arguments = parser(SECTION, __doc__, threads=1, quick="tiny evaluation, for tests")
+    add = arguments.add_argument
+    add("--seconds", type=float, default=120.0, help="CPU time of a default row")
+    add("--rows", default="default,objectives", help="of default, objectives")
+    add("--problems", default=",".join(PROBLEMS), help=f"of {', '.join(PROBLEMS)}")
+    add("--seed", type=int, default=0)
+    call(run, arguments, argv)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ drawn with it, and MALA chains start from its draws. Chains lie in its folder an
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.driver import call, check_conditions, parser, render, surroundings, told
 from benchmarks.merit import (
     CORRECTED_RANKED,
     FEWEST,
@@ -29,18 +29,8 @@ from benchmarks.merit import (
     simulated,
 )
 from benchmarks.runs import Row, costs, described, rows_of
-from benchmarks.tables import (
-    Column,
-    Record,
-    has_section,
-    machine,
-    markdown,
-    read_csv,
-    write_csv,
-    write_section,
-)
+from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
 from benchmarks.yardstick import CONVERGED, against_chains, stored_chains
-from outsourced.allocator import keep_freed_memory
 from outsourced.build import Problem, code_version, held_out, load_run
 from outsourced.evaluation import figure
 from outsourced.figures import rank_histograms
@@ -81,27 +71,7 @@ COLUMNS = (
 
 def conditions(effort: Effort) -> dict[str, object]:
     """What a figure depends on besides its row; all rows of one file must share it."""
-    return {
-        **asdict(effort),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": machine(),
-    }
-
-
-def check_conditions(path: Path, records: list[dict[str, str]], effort: Effort) -> None:
-    """Refuse to mix rows of different effort or machines in one file.
-
-    Raises:
-        ValueError: the file holds rows of other conditions.
-    """
-    for record in records:
-        for name, value in conditions(effort).items():
-            if record.get(name) != str(value):
-                raise ValueError(
-                    f"{path} holds rows with {name} = {record.get(name)}, this call has {value}; "
-                    "choose another --out, or delete the file"
-                )
+    return {**asdict(effort), **surroundings()}
 
 
 def cases_of(row: Row, problem: Problem, effort: Effort) -> Cases:
@@ -169,7 +139,7 @@ def table(records: list[dict[str, str]]) -> str:
         f"chi-square p-value, and number below 0.05, of {first.get('drawn_p_of') or 'd'} "
         f"coordinates; corrected: among {CORRECTED_RANKED} resampled draws, {corrected}. "
         f"{first['observations']} observations, {first['n']} samples each, seed {first['seed']}, "
-        f"{first['machine']}, {first['threads']} thread(s), torch {first['torch']}."
+        f"{told(first)}."
     )
 
 
@@ -182,43 +152,31 @@ def report(record: Record, done: int, total: int) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Fill the table that the arguments ask for."""
-    keep_freed_memory()
-    torch.set_num_threads(args.threads)
     effort = Effort(args.observations, args.n, chain=args.chain, moves=args.moves, seed=args.seed)
     if args.quick:
         effort = replace(effort, **QUICK)
     rows, known = rows_of(args.runs), read_csv(args.out)
-    check_conditions(args.out, known, effort)
+    check_conditions(args.out, known, conditions(effort))
     by_key: dict[tuple[str, ...], Record] = {(r["run"], r["stage"], r["kind"]): r for r in known}
     for done, row in enumerate(rows):
         if row.key not in by_key:
             by_key[row.key] = measure(row, rows[0], effort, args.out.parent / "figures")
             write_csv(args.out, list(by_key.values()))
             report(by_key[row.key], done + 1, len(rows))
-    records = read_csv(args.out)
-    write_section(args.out.with_suffix(".md"), SECTION, table(records))
-    if has_section(args.readme, SECTION):
-        write_section(args.readme, SECTION, table(records))
+    render(args, SECTION, table(read_csv(args.out)))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """One line for what the user can mend; a traceback for the rest."""
-    parser = argparse.ArgumentParser("python -m benchmarks.inpaint", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="finished run folders")
-    parser.add_argument("--out", type=Path, default=Path("docs/inpaint.csv"))
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
-    parser.add_argument("--observations", type=int, default=512, help="of each kind")
-    parser.add_argument("--n", type=int, default=256, help="samples for each observation")
-    parser.add_argument("--chain", type=int, default=64, help="observations with chains; 0: none")
-    parser.add_argument("--moves", type=int, default=3000, help="of each chain after burn-in")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="tiny evaluation, for tests")
-    try:
-        run(parser.parse_args(argv))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    """The command line."""
+    arguments = parser(SECTION, __doc__, threads=1, quick="tiny evaluation, for tests")
+    add = arguments.add_argument
+    add("--runs", type=Path, nargs="+", required=True, help="finished run folders")
+    add("--observations", type=int, default=512, help="of each kind")
+    add("--n", type=int, default=256, help="samples for each observation")
+    add("--chain", type=int, default=64, help="observations with chains; 0: none")
+    add("--moves", type=int, default=3000, help="of each chain after burn-in")
+    add("--seed", type=int, default=0)
+    call(run, arguments, argv)
 
 
 if __name__ == "__main__":

@@ -23,17 +23,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.cells import quiet
-from benchmarks.tables import (
-    Column,
-    Record,
-    has_section,
-    machine,
-    markdown,
-    write_csv,
-    write_section,
-)
+from benchmarks.driver import call, parser, render, surroundings, told
+from benchmarks.tables import Column, Record, markdown, write_csv
 from benchmarks.training_step import STEPS, WIDTH, Step
-from outsourced.allocator import keep_freed_memory
 from outsourced.build import code_version
 from outsourced.posterior import Posterior
 from outsourced.priors.vae import VAE
@@ -225,8 +217,6 @@ def _measured(steps: int, exact: bool) -> float:
 
 def run(args: argparse.Namespace) -> None:
     """Measure everything and write the table."""
-    keep_freed_memory()
-    torch.set_num_threads(args.threads)
     quiet()
     effort = Effort(2, 4) if args.quick else Effort()
     jobs: list[Callable[[], list[Record]]] = [lambda: training(effort)]
@@ -236,27 +226,14 @@ def run(args: argparse.Namespace) -> None:
         for record in job():
             records.append(record)
             print(markdown([record], COLUMNS).splitlines()[-1], flush=True)
-    told = {"threads": args.threads, "torch": torch.__version__, "machine": machine()}
-    write_csv(args.out, [{**record, **told, "code": code_version()} for record in records])
-    notes = f"{told['machine']}, {told['threads']} thread(s), torch {told['torch']}."
-    text = f"{markdown(records, COLUMNS)}\n\n{notes}"
-    write_section(args.out.with_suffix(".md"), SECTION, text)
-    if has_section(args.readme, SECTION):
-        write_section(args.readme, SECTION, text)
+    around = surroundings()
+    write_csv(args.out, [{**record, **around, "code": code_version()} for record in records])
+    render(args, SECTION, f"{markdown(records, COLUMNS)}\n\n{told(around)}.")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """One line for what the user can mend; a traceback for the rest."""
-    parser = argparse.ArgumentParser("python -m benchmarks.speed", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("docs/speed.csv"))
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
-    parser.add_argument("--quick", action="store_true", help="few repetitions, for tests")
-    try:
-        run(parser.parse_args(argv))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    """The command line."""
+    call(run, parser(SECTION, __doc__, threads=2, quick="few repetitions, for tests"), argv)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +72,8 @@ class PairBank:
         """Open the bank of a prior, generating what is missing of it.
 
         Each chunk draws from its own seed, so an interrupted build continues to the same bytes.
-        Banks of different priors, sizes or seeds lie in different sub-folders.
+        Banks of different priors, sizes or seeds lie in different sub-folders. Of processes that
+        build the same bank at once, one does and the others wait for it.
 
         Args:
             posterior: Gives the prior, its precision and its device.
@@ -90,18 +94,39 @@ class PairBank:
         place = Path(folder) / f"{prior.fingerprint()[:16]}-{size}-{seed}"
         with disk_errors(place):
             place.mkdir(parents=True, exist_ok=True)
-        meta = _read_meta(place) or {
+        fresh: dict[str, Any] = {
             "size": size,
             "done": 0,
             "chunk": chunk,  # part of the seeds: a bank is continued as it was begun
             "noise_shape": list(prior.noise_shape),
             "data_shape": list(prior.data_shape),
         }
-        if meta["done"] < size:
-            _check_space(place, meta)
-            with disk_errors(place):
-                _generate(posterior, place, meta, seed, progress)
+        if (_read_meta(place) or fresh)["done"] < size:
+            with _sole_builder(place):
+                meta = _read_meta(place) or fresh  # another process may have gone on meanwhile
+                if meta["done"] < size:
+                    _check_space(place, meta)
+                    with disk_errors(place):
+                        _generate(posterior, place, meta, seed, progress)
         return cls(place)
+
+
+@contextmanager
+def _sole_builder(folder: Path) -> Iterator[None]:
+    """Wait until no other process builds the bank; one that dies lets go of its lock."""
+    with disk_errors(folder):
+        file = open(folder / "lock", "w")  # noqa: SIM115
+    with file:
+        if sys.platform != "win32":  # which has no such lock
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"another process builds the pair bank {folder}; waiting for it to end"
+                print(message, file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _read_meta(folder: Path) -> dict | None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 
@@ -34,6 +35,16 @@ def one_line_errors(job: Callable[[DictConfig], None]) -> Callable[[DictConfig],
     return guarded
 
 
+def hide_jit_notice() -> None:
+    """Hide PyTorch's notice that it uses its own deprecated `torch.jit.script`.
+
+    It does so for the first forward-mode derivative of a process, and no user can mend it. Called
+    by programs only: a library does not change the filters of who imports it.
+    """
+    message = r"`torch\.jit\.script` is (deprecated|not supported)"
+    warnings.filterwarnings("ignore", message, FutureWarning, module=r"torch\.")
+
+
 def launch(main: Callable[[], None], config_folder: str) -> None:
     """Call a `hydra.main` function; a bad override is answered with a list of what there is.
 
@@ -42,6 +53,7 @@ def launch(main: Callable[[], None], config_folder: str) -> None:
         config_folder: Where its configuration groups lie.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving
+    hide_jit_notice()
     try:
         main()
     except HydraException as error:

@@ -8,6 +8,9 @@ from typing import Any
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+WANDB_ID = "wandb-id"  # file of the run folder; an overwritten run loses it
 
 
 def csv_logger(run: str) -> Logger:
@@ -26,6 +29,9 @@ def wandb_logger(
 ) -> Logger:
     """Weights & Biases; offline by default where no API key is configured.
 
+    A resumed run writes on in its W&B run, whose id lies in the run folder. W&B keeps what was
+    logged offline in a folder for each start, all of the same id.
+
     Args:
         run: Run folder; its name is the run's name.
         project: W&B project.
@@ -43,7 +49,11 @@ def wandb_logger(
         ) from error
     if offline is None:
         offline = not _has_key()
-    return WandbLogger(name=Path(run).name, save_dir=run, project=project, offline=offline, **extra)
+    known = Path(run) / WANDB_ID
+    options = {"id": known.read_text() if known.is_file() else None, "resume": "allow", **extra}
+    return WandbLogger(
+        name=Path(run).name, save_dir=run, project=project, offline=offline, **options
+    )
 
 
 def _has_key() -> bool:
@@ -73,6 +83,14 @@ def begin(loggers: list[Logger], config: dict[str, Any]) -> None:
                 f"W&B could not be started ({error}); use logger.offline=true or logger=csv, or "
                 "mend the network or the key"
             ) from error
+        if isinstance(logger, WandbLogger):
+            _keep_id(logger)
+
+
+@rank_zero_only
+def _keep_id(logger: WandbLogger) -> None:
+    assert logger.save_dir is not None
+    (Path(logger.save_dir) / WANDB_ID).write_text(str(logger.experiment.id))
 
 
 def log_image(loggers: list[Logger], name: str, path: Path, step: int) -> None:

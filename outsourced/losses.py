@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from outsourced.denoising import adjoint_pair, denoising_log_ratio
 from outsourced.guidance import Context
 from outsourced.objectives import Objective, PathLikelihood, Scores
 from outsourced.paths import SOURCES, Batch, PathMixture
@@ -102,7 +103,7 @@ class Losses:
         z, obs = self._observe(batch, count, cpu)
         self._ends = (z, obs)
         context = self.sampler.encode(obs)
-        ratio = self.sampler.denoising_log_ratio(z[None], context, self.denoising_steps, device)
+        ratio = denoising_log_ratio(self.sampler, z[None], context, self.denoising_steps, device)
         loss = PathLikelihood()(Scores(log_ratio=ratio)).mean()
         figures = {"loss": float(loss.detach()), "loss/simulated": float(loss.detach())}
         if context.laplace is not None:
@@ -192,8 +193,8 @@ class Losses:
         assert path.log_ratio is not None
         reward = reward.reshape(paths, batch)
         self._keep(reward - path.log_ratio, reward, path.end, context.obs)
-        shift, target = self.sampler.adjoint_pair(
-            end, gradient, repeated, self.denoising_steps, device
+        shift, target = adjoint_pair(
+            self.sampler, end, gradient, repeated, self.denoising_steps, device
         )
         loss = self.objective(Scores(shift=shift, target=target)).mean() * self.sampler.steps
         value = float(loss.detach())

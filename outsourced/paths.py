@@ -250,7 +250,7 @@ class PathMixture:
     def _refine(
         self, z: Tensor, context: Context, generator: torch.Generator | None
     ) -> moves.State:
-        """A few moves of each draw; one step size for all is learned from their acceptance."""
+        """A few moves of each draw; a row is met too rarely to learn a step size of its own."""
         n, batch = z.shape[:2]
         repeated = context.repeat(n)
         state = moves.State(z.flatten(0, 1), *self._value(z.flatten(0, 1), repeated.obs))

@@ -141,7 +141,7 @@ class Run:
         return (self.folder / CHECKPOINT).is_file()
 
     def _clear(self) -> None:
-        for name in (WEIGHTS, WARM, CHECKPOINT, METRICS, "config.json"):
+        for name in (WEIGHTS, WARM, CHECKPOINT, METRICS, "config.json", "wandb-id"):
             (self.folder / name).unlink(missing_ok=True)
         for folder in (*self.folder.glob("csv*"), self.folder / FIGURES):
             shutil.rmtree(folder, ignore_errors=True)

@@ -272,64 +272,6 @@ class NoiseSampler(nn.Module):
         context = obs if isinstance(obs, Context) else self.encode(obs)
         return self.step_log_ratio(path, context).sum(0)
 
-    def _some_steps(self, count: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-        """`count` steps stratified over the grid, each step equally likely: (count,)."""
-        if count == self.steps:
-            return torch.arange(count, device=like.device)
-        offset = torch.rand(count, generator=generator, device=like.device)
-        k = (torch.arange(count, device=like.device) + offset) * self.steps / count
-        return k.long().clamp_max(self.steps - 1)
-
-    def denoising_log_ratio(
-        self,
-        z: Tensor,
-        context: Context,
-        steps: int,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Unbiased estimate, from a few random steps, of log_ratio on backward paths from z (n, B,
-        ...).
-
-        Args:
-            z: End points, (n, B, *noise_shape).
-            context: Of the B observations.
-            steps: Number of steps drawn, stratified over the grid; K or more takes each once.
-            generator: Source of randomness.
-        """
-        n, batch = z.shape[:2]
-        count = min(steps, self.steps)
-        k = self._some_steps(count, z, generator)
-        before, after = self.reference.pair(z.flatten(0, 1), k, generator)
-        ratio = self.score(before, after, k, context.repeat(n))
-        return ratio.sum(0).reshape(n, batch) * (self.steps / count)
-
-    def adjoint_pair(
-        self,
-        end: Tensor,
-        gradient: Tensor,
-        context: Context,
-        steps: int,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Kernel means and their regression targets w_k spread_k grad log r, in innovation units.
-
-        Args:
-            end: Fresh end points z_K, (N, *noise_shape).
-            gradient: grad log r at them.
-            context: Of the N end points.
-            steps: Number of random steps S.
-            generator: Source of randomness.
-
-        Returns:
-            Two tensors (S, N, *noise_shape).
-        """
-        k = self._some_steps(min(steps, self.steps), end, generator)
-        before, _ = self.reference.pair(end, k, generator)
-        guide = self.control.guide(before, k, context, self.conditioning)
-        kernel = self.control(before, k, context, self.conditioning, guide)
-        w, spread = (self.reference.at(name, k, before) for name in ("information", "spread"))
-        return kernel.shift, w * spread * gradient
-
     def forward(self, obs: Observation, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw noise z ~ q_phi(z | y): (n, B, *noise_shape)."""
         return self.forward_path(obs, n, generator).end

@@ -23,6 +23,7 @@ LAYERS = (
     {"solvers", "paths"},
     {"bank", "replay", "build", "observing"},
     {"posterior"},
+    {"denoising"},
     {"sampler"},
     {"control"},
     {"guidance"},

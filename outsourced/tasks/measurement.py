@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from .base import Observation, Task
 from .features import stack_flat, stack_on_grid
+from .jacobian import directional
 from .noise_level import NoiseLevel, as_column, as_sigma
-from .probe import check_physics, probe_adjoint, probe_forward
+from .operators import OperatorSampler, draw_operator
+from .probe import check_physics, probe_adjoint, probe_forward, probe_gain
 from .stateless import stateless
-
-OperatorSampler = Callable[[int, tuple[int, ...], torch.Generator | None], dict[str, Tensor]]
 
 
 class Measurement(Task):
@@ -65,7 +65,8 @@ class Measurement(Task):
         generator = torch.Generator().manual_seed(0)
         device = next((b.device for b in self.physics.buffers()), torch.device("cpu"))
         x = torch.rand((2, *self.data_shape), generator=generator).to(device) * 2 - 1
-        params = {k: v.to(device) for k, v in self._draw(2, generator).items()}
+        drawn = draw_operator(self.operator_sampler, 2, self.data_shape, generator)
+        params = {k: v.to(device) for k, v in drawn.items()}
         self.param_shapes = {k: tuple(v.shape[1:]) for k, v in params.items()}
         name = type(self.physics).__name__
         y = probe_forward(name, self.apply, x, params)
@@ -74,29 +75,9 @@ class Measurement(Task):
         if self.linear:
             v = torch.randn(y.shape, generator=generator).to(y)
             probe_adjoint(name, self.adjoint, x, y, params, v)
-            self.adjoint_gain = self._gain(torch.ones_like(x), params)
+            self.adjoint_gain = probe_gain(self.apply, self.adjoint, torch.ones_like(x), params)
         sigma = torch.full((2,), self.noise_level.lo, device=device)
         self.feature_shape = tuple(self.features(Observation(y, params, sigma)).shape[1:])
-
-    def _gain(self, x: Tensor, params: dict[str, Tensor]) -> float:
-        # Least squares for x = gain * A^T A x, on a constant since images live at low frequencies.
-        image = self.adjoint(self.apply(x, params), params).double()
-        power = image.square().sum()
-        return float((x * image).sum() / power) if power > 0 else 1.0
-
-    def _draw(self, n: int, generator: torch.Generator | None) -> dict[str, Tensor]:
-        if self.operator_sampler is None:
-            return {}
-        if hasattr(self.operator_sampler, "step"):  # deepinv generators own their random state
-            seed = int(torch.randint(2**31, (1,), generator=generator))
-            params = self.operator_sampler.step(n, seed=seed)
-        else:
-            params = self.operator_sampler(n, self.data_shape, generator)
-        if "sigma" in params:
-            raise ValueError(
-                "task.operator_sampler must not draw 'sigma'; give the range to task.sigma instead"
-            )
-        return params
 
     def sample_operator(
         self, n: int, generator: torch.Generator | None = None
@@ -110,7 +91,7 @@ class Measurement(Task):
         Raises:
             ValueError: when the sampler returns other names or shapes than at construction.
         """
-        params = self._draw(n, generator)
+        params = draw_operator(self.operator_sampler, n, self.data_shape, generator)
         self._check_params(n, params)
         return params
 
@@ -236,18 +217,7 @@ class Measurement(Task):
             x: data, (B, *data_shape).
             obs: B observations.
         """
-        d, n = columns.shape[:2]
-        if self.linear:
-            index = torch.arange(n, device=x.device).repeat(d)
-            params = {k: v[index] for k, v in obs.params.items()}
-            change = self.apply(columns.flatten(0, 1), params).unflatten(0, (d, n))
-        else:
-            change = torch.stack(
-                [
-                    torch.func.jvp(lambda u: self.apply(u, obs.params), (x,), (c,))[1]
-                    for c in columns
-                ]
-            )
+        change = directional(self.apply, self.linear, columns, x, obs.params)
         # Masks and noise levels are those of the batch: a factor per observation, not per tangent.
         factor = -self.observed(obs.y, obs.params).to(x.dtype) / as_column(obs.sigma, obs.y)
         return (change * factor).flatten(2)

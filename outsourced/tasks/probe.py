@@ -114,3 +114,17 @@ def probe_adjoint(
             f"differ by {error:.1e} relative, expected <= 1e-4; fix A_adjoint, or subclass "
             "deepinv.physics.Physics if A is not linear"
         )
+
+
+def probe_gain(apply: Apply, adjoint: Apply, x: Tensor, params: dict[str, Tensor]) -> float:
+    """Return the factor that brings A^T A x closest to x, in least squares; 1 where A x is 0.
+
+    Args:
+        apply: the noiseless operator.
+        adjoint: its adjoint.
+        x: inputs, (B, *data_shape); a constant, since images live at low frequencies.
+        params: their operator parameters.
+    """
+    image = adjoint(apply(x, params), params).double()
+    power = image.square().sum()
+    return float((x * image).sum() / power) if power > 0 else 1.0

@@ -140,7 +140,7 @@ def test_command_writes_its_table_and_resumes(
 
     monkeypatch.setattr(exact, "run_cell", refuse)
     run(tmp_path)
-    with pytest.raises(SystemExit, match="holds cells with seed = 0, this run has 1"):
+    with pytest.raises(SystemExit, match="holds rows with seed = 0, this call has 1"):
         run(tmp_path, "--seed", "1")
 
 

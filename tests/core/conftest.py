@@ -152,6 +152,19 @@ def problems() -> dict[str, Saturating]:
 
 
 @pytest.fixture
+def sampler_of(problems, make_sampler):
+    """mode -> (sampler with random weights, three observations)."""
+
+    def build(mode, **options):
+        kind, informed, covariance = mode
+        problem = problems[kind]
+        options = {"informed": informed, "covariance": covariance} | options
+        return make_sampler(problem, problem.shape, problem.shape, **options), problem.observe(3)
+
+    return build
+
+
+@pytest.fixture
 def optimal(linear, make_sampler) -> NoiseSampler:
     """The posterior itself: open gates, zero network outputs; one Newton step finds the mean."""
     sampler = make_sampler(

@@ -1,7 +1,6 @@
 """The sampler: drawing and scoring agree, whatever the mode, the batch or the memory."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -25,19 +24,6 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def close(actual: torch.Tensor, expected: torch.Tensor, atol: float = 1e-9) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=atol)
-
-
-@pytest.fixture
-def sampler_of(problems, make_sampler):
-    """mode -> (sampler with random weights, three observations)."""
-
-    def build(mode, **options):
-        kind, informed, covariance = mode
-        problem = problems[kind]
-        options = {"informed": informed, "covariance": covariance} | options
-        return make_sampler(problem, problem.shape, problem.shape, **options), problem.observe(3)
-
-    return build
 
 
 def kernels_by_hand(sampler: NoiseSampler, path: Path, obs: Observation) -> torch.Tensor:
@@ -217,53 +203,6 @@ def test_backward_path_keeps_its_ends_in_place(sampler_of):
         close(sampler.log_ratio(path, obs), kernels_by_hand(sampler, path, obs).sum(0), 1e-3)
 
 
-def test_denoising_weighs_every_step_once(sampler_of, monkeypatch):
-    """With a known score of each step the average over draws is its sum. Mutant: unstratified draws
-    without the factor K / count, or strata that miss the last step when K / count is no integer."""
-    sampler, obs = sampler_of(("vector", "none", "diagonal"), steps=5)
-    value = torch.tensor([1.0, -2.0, 4.0, 8.0, -16.0]).double()
-    monkeypatch.setattr(sampler, "score", lambda z, after, k, c: value[k][:, None].expand(-1, 6))
-    context, z, g = sampler.encode(obs), torch.zeros(2, 3, 3).double(), seeded()
-    draws = torch.stack([sampler.denoising_log_ratio(z, context, 3, g)[0, 0] for _ in range(4000)])
-    error = float(draws.std() / math.sqrt(len(draws)))
-    assert abs(draws.mean() - value.sum()) < 4 * error
-    assert draws.std() > 1
-    close(sampler.denoising_log_ratio(z, context, 9, g), value.sum().expand(2, 3))
-
-
-def test_denoising_estimates_the_backward_path_expectation(sampler_of):
-    """Same mean as whole backward paths, per observation. Mutant: pairs from another step than the
-    kernel, or z_k noised independently of z_{k+1}."""
-    sampler, obs = sampler_of(("vector", "none", "full"))
-    n = 6000
-    z = torch.randn(1, 3, 3, generator=seeded(1), dtype=torch.float64).expand(n, 3, 3)
-    with torch.no_grad():
-        context = sampler.encode(obs)
-        whole = sampler.log_ratio(sampler.backward_path(z, seeded(2)), context)
-        parts = sampler.denoising_log_ratio(z, context, sampler.steps, seeded(3))
-    error = ((whole.var(0) + parts.var(0)) / n).sqrt()
-    assert ((whole.mean(0) - parts.mean(0)).abs() < 4 * error).all()
-    assert (whole.mean(0).abs() > 8 * error).all()  # zeros would not pass
-
-
-def test_adjoint_pairs_regress_to_the_optimum(optimal, linear):
-    """On exact posterior draws the target equals the optimal mean on average, at every step.
-    Mutant: a target without w or spread, or z_k paired with the coefficients of another step."""
-    n, obs = 8000, linear.observe(1)
-    mean, covariance = linear.posterior(obs)
-    eta = torch.randn(n, 4, generator=seeded(), dtype=torch.float64)
-    end = mean + eta @ torch.linalg.cholesky(covariance[0]).T
-    context = optimal.encode(obs).repeat(n)
-    gradient = linear.grad_log_reward(end, context.obs)[1]
-    with torch.no_grad():
-        shift, target = optimal.adjoint_pair(end, gradient, context, 7, seeded(1))
-    assert shift.shape == target.shape == (7, n, 4)
-    error = (target - shift).std(1) / math.sqrt(n)
-    assert ((target - shift).mean(1).abs() < 4.5 * error).all()
-    # The mean target is large against these errors, so that a wrong factor shows.
-    assert (target.mean(1).norm(dim=-1)[1:] > 12 * error.norm(dim=-1)[1:]).all()
-
-
 def test_pathwise_gradient_matches_finite_differences(sampler_of, problems):
     """ELBO along a random direction of all weights, with the noise held. Mutant: a detached state
     in the roll-out, or the ratio's dependence on the path left out."""
@@ -291,42 +230,6 @@ def test_pathwise_gradient_matches_finite_differences(sampler_of, problems):
     assert abs(slope - numeric) < 1e-5 * abs(slope)
 
 
-@pytest.mark.parametrize("kind", ["vector", "spatial"])
-def test_flow_of_the_start_is_log_z(sampler_of, kind):
-    """Mutant: a flow of z_0 that depends on z_0, or the log Z of another observation."""
-    sampler, obs = sampler_of((kind, "none", "diagonal"), flow=True)
-    path = sampler.forward_path(obs, 2, seeded())
-    with torch.no_grad():
-        context = sampler.encode(obs)
-        flow, log_z = sampler.log_flow(path, context), sampler.log_z(context)
-    assert flow.shape == (4, 2, 3)
-    assert log_z.unique().numel() == 3
-    close(flow[0], log_z.expand(2, 3))
-    assert (flow[1:] - log_z).abs().min() > 1e-6
-    with torch.no_grad():
-        for b in range(3):
-            alone = sampler.log_flow(Path(path.z[:, 1:, b : b + 1]), sampler.encode(obs[b]))
-            close(flow[:, 1:, b : b + 1], alone)
-
-
-def test_learned_evidence_starts_at_the_laplace_estimate(linear, make_sampler):
-    """Mutant: the estimate left out, or a head that is not zero."""
-    sampler = make_sampler(linear, (4,), (3,), random=False, informed="gauss_newton")
-    obs = linear.observe(3)
-    close(sampler.log_z(sampler.encode(obs)), linear.log_z(obs))
-
-
-def test_anchor_is_trained_as_a_gaussian_density(linear, make_sampler):
-    """Mutant: the sign of log_std, or the Laplace summary fed to a head that predicts it."""
-    sampler = make_sampler(linear, (4,), (3,), informed="gauss_newton")
-    obs = linear.observe(3)
-    z = torch.randn(3, 4, generator=seeded(), dtype=torch.float64)
-    mean, log_std = sampler.anchor(sampler.encoder(obs.y)).chunk(2, -1)
-    constant = 2 * math.log(2 * math.pi)
-    expected = -Normal(mean, log_std.exp()).log_prob(z).sum(-1) - constant
-    close(sampler.anchor_loss(sampler.encode(obs).embedding, z), expected)
-
-
 def test_guided_returns_what_the_draw_cached(sampler_of):
     """Mutant: guidance of all states in another order than the roll-out's."""
     sampler, obs = sampler_of(("vector", "gauss_newton", "full"))
@@ -352,41 +255,6 @@ def test_the_frozen_problem_stays_out_of_the_weights(make_sampler, problems):
     assert torch.equal(problem.weight, torch.ones(3))  # `randomise` did not reach it
     assert not any(p is problem.weight for p in sampler.parameters())
     assert all("reference" not in name for name in sampler.state_dict())
-
-
-def test_the_optimal_sampler_draws_the_exact_posterior(optimal, linear, play_noise):
-    """The map from noise to z_K is affine: unit noise gives its exact mean and covariance. Mutant:
-    wrong bridge variance, missing rho, another time grid."""
-    size = 4 * (optimal.steps + 1)
-    eye = torch.cat([torch.eye(size), torch.zeros(1, size)]).double()  # the last path is noiseless
-    obs = linear.observe(2)
-    for b in range(2):
-        play_noise(list(eye.unflatten(1, (-1, 4)).transpose(0, 1)))
-        end = optimal.forward_path(obs[b], size + 1).end[:, 0]
-        mean, covariance = linear.posterior(obs[b])
-        close(end[-1], mean[0])
-        root = (end[:-1] - end[-1]).T
-        close(root @ root.T, covariance[0])
-
-
-@pytest.mark.parametrize("source", ["forward", "explored", "backward", "reference"])
-def test_log_weight_of_the_optimal_sampler_is_log_z_on_any_path(optimal, linear, source):
-    """Mutant: wrong bridge variance, missing rho, another time grid."""
-    obs = linear.observe(3)
-    free = torch.randn(5, 3, 4, generator=seeded(8), dtype=torch.float64)
-    path = {
-        "forward": lambda: optimal.forward_path(obs, 5, seeded()),
-        "explored": lambda: optimal.forward_path(obs, 5, seeded(), exploration=1.0),
-        "backward": lambda: optimal.backward_path(2 * free, seeded()),
-        "reference": lambda: Path(
-            optimal.reference.forward_path(free.flatten(0, 1), seeded()).unflatten(1, (5, 3))
-        ),
-    }[source]()
-    with torch.no_grad():
-        ratio = optimal.log_ratio(path, obs)
-    index = torch.arange(3).repeat(5)
-    reward = linear.log_reward(path.end.flatten(0, 1), obs[index]).unflatten(0, (5, 3))
-    close(reward - ratio, linear.log_z(obs).expand(5, 3))
 
 
 def test_bad_requests_are_refused(sampler_of, make_sampler, problems):

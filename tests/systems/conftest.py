@@ -19,14 +19,17 @@ import torch
 from torch import Tensor
 
 from outsourced.bank import PairBank
+from outsourced.objectives import LogVariance
 from outsourced.paths import PathMixture
 from outsourced.posterior import Posterior
 from outsourced.priors import LinearGaussian
 from outsourced.replay import ReplayBuffer
 from outsourced.sampler import NoiseSampler
+from outsourced.settings import Settings
 from outsourced.tasks.base import Observation
 from outsourced.tasks.vectors import LinearMeasurement
 
+EVERY_SOURCE = {"on_policy": 2, "reference": 1, "simulated": 1, "replay": 1, "refined": 1}
 ROOT = Path(__file__).resolve().parents[2]
 # A complete training in about 2 s: a likelihood phase, then a balance phase with every path source.
 TINY = [
@@ -80,6 +83,38 @@ def tiny() -> list[str]:
 @pytest.fixture
 def problem() -> type[Problem]:
     return Problem
+
+
+def make_settings(**options) -> Settings:
+    few = {
+        "max_steps": 12,
+        "warm_steps": 6,
+        "batch": 8,
+        "groups": 8,
+        "observations": "simulated",
+        "anchor_steps": 0,
+    }
+    return Settings(**{**few, "evaluate_every": 0, "log_every": 3, "ramp": 2, **options})
+
+
+def make_module(p, objective=None, weights=None, evaluate=None, **options) -> Any:
+    from outsourced.training import SamplerTraining  # with lightning, which takes seconds
+
+    mixture = p.mixture(6, weights=weights or EVERY_SOURCE)
+    parts = p.sampler, p.posterior, objective or LogVariance(), mixture, make_settings(**options)
+    return SamplerTraining(*parts, evaluate)
+
+
+@pytest.fixture
+def settings() -> Callable[..., Settings]:
+    """Settings of a short training."""
+    return make_settings
+
+
+@pytest.fixture
+def module_of() -> Callable[..., Any]:
+    """A training module of a problem, with paths from every source."""
+    return make_module
 
 
 @dataclass
@@ -169,3 +204,21 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         if child.poll() is None:
             child.kill()
         child.communicate()
+
+
+@pytest.fixture
+def interrupt_at() -> Callable[[pytest.MonkeyPatch, int], None]:
+    """Send SIGINT to this process in a training step."""
+    from outsourced.training import SamplerTraining
+
+    def install(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+        original = SamplerTraining.training_step
+
+        def training_step(self, batch, index):  # type: ignore[no-untyped-def]
+            if batch["step"] == step - 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return original(self, batch, index)
+
+        monkeypatch.setattr(SamplerTraining, "training_step", training_step)
+
+    return install

@@ -1,9 +1,11 @@
 """The pair bank on disk."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -149,3 +151,57 @@ def test_prior_that_fails(problem, tmp_path) -> None:
         PairBank.build(Posterior(prior, None), tmp_path, 8, progress=False)
     with pytest.raises(ValueError, match=r"data.bank_size must be >= 1, got 0"):
         build(problem(), tmp_path, size=0)
+
+
+# Builds the bank of `Problem` in the working folder; after a chunk it waits to be told to go on.
+SLOW_BUILD = """
+import time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from outsourced.bank import PairBank
+from outsourced.posterior import Posterior
+from outsourced.priors import LinearGaussian
+forward = LinearGaussian.forward
+def slow(self, z):
+    while list(Path().glob("*/bank.json")) and not Path("go").exists():
+        time.sleep(0.01)
+    return forward(self, z)
+LinearGaussian.forward = slow
+PairBank.build(Posterior(LinearGaussian(2), None), ".", 50, chunk=16, progress=False)
+"""
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_second_process_waits_for_the_first(
+    problem, start, tmp_path, monkeypatch, capsys, dies
+) -> None:
+    """Two processes build one bank: the second has no work to do, or goes on where the first died.
+
+    Mutants: no lock (both append to the same files), a lock that outlives its process, a record of
+    the state from before the wait.
+    """
+    child = start("-c", SLOW_BUILD)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*/bank.json")):
+        assert child.poll() is None, child.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    flock = fcntl.flock
+
+    def about_to_wait(file, operation: int) -> None:
+        if not operation & fcntl.LOCK_NB:
+            if dies:
+                child.kill()
+            else:
+                (tmp_path / "go").touch()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", about_to_wait)
+    p = problem()
+    bank = build(p, tmp_path)
+    assert "another process builds the pair bank" in capsys.readouterr().err
+    assert p.posterior.prior_calls == (50 - 16 if dies else 0)
+    whole = build(p, tmp_path / "whole")
+    for name in ("z.bin", "x.bin", "bank.json"):
+        assert (bank.folder / name).read_bytes() == (whole.folder / name).read_bytes()

@@ -1,6 +1,7 @@
 """`python train.py` and `python sample.py`: what they write, and what they answer to mistakes."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from outsourced.build import code_version
+from outsourced.commands import launch
 from outsourced.evaluation import against_truth
 from outsourced.pictures import read_image, read_mask, write_image
 from outsourced.solvers.base import Samples
@@ -236,3 +238,22 @@ def own_picture(sample, picture: torch.Tensor) -> None:
         assert answer.code == 1
         assert message in answer.line
         assert not Path("wrong").exists()
+
+
+def test_notice_of_torch_is_hidden_and_no_other() -> None:
+    """Mutant: a filter of all FutureWarnings, or one whose pattern misses PyTorch's message."""
+
+    def job() -> None:
+        torch.jit.script(doubled)
+        warnings.warn("`torch.jit.script` is deprecated", FutureWarning, stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.jit.script(doubled)
+        launch(job, "")
+    future = [w for w in seen if w.category is FutureWarning]
+    assert [Path(w.filename).name for w in future] == ["_script.py", "test_commands.py"]
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x

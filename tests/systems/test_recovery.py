@@ -37,7 +37,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("phase", ["warm", "balance", "annealing"])
 @pytest.mark.parametrize("step", [5, 13])
-def test_resumed_run_is_bit_identical(train, phase, step) -> None:
+def test_resumed_run_is_bit_identical(train, interrupt_at, phase, step) -> None:
     """Stopped after step 5 or 13 (SIGINT), then resumed: the weights of an uninterrupted run.
 
     Mutants: a generator that lives through the run, a checkpoint taken before the step count or the
@@ -58,19 +58,6 @@ def test_resumed_run_is_bit_identical(train, phase, step) -> None:
     assert f"resuming r at step {step} of 16" in answer.out
     assert not Path("r", CHECKPOINT).exists()
     assert same(weights("whole"), weights("r"))
-
-
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    from outsourced.training import SamplerTraining
-
-    original = SamplerTraining.training_step
-
-    def training_step(self, batch, index):  # type: ignore[no-untyped-def]
-        if batch["step"] == step - 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, batch, index)
-
-    monkeypatch.setattr(SamplerTraining, "training_step", training_step)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
@@ -133,7 +120,7 @@ def foreign(sample) -> None:
     assert not Path("r/samples").exists()
 
 
-def test_unfinished_run_of_other_settings(train) -> None:
+def test_unfinished_run_of_other_settings(train, interrupt_at) -> None:
     """A checkpoint is resumed by its own settings and its own prior only.
 
     Mutants: a comparison of configurations that compares nothing, no fingerprint in a checkpoint,
@@ -254,46 +241,6 @@ def test_reward_that_is_not_a_number(train, monkeypatch) -> None:
     assert "3 steps in a row" in answer.line
     assert "log_reward is not finite" in answer.line
     assert not Path("bad", WEIGHTS).exists()
-
-
-def test_without_network(start, tiny, tmp_path, monkeypatch) -> None:
-    """W&B, the default logger, works offline without a key where no host can be reached.
-
-    Mutant: an online default, which asks for a key or waits for the network.
-    """
-    nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-    environment = {**nowhere, "WANDB_API_KEY": "", "HOME": str(tmp_path)}
-    monkeypatch.delenv("WANDB_MODE")  # of the test suite
-    child = start(
-        *(str(ROOT / "train.py"), *tiny, "logger=wandb"),
-        *("trainer.max_steps=4", "trainer.warm_steps=2"),
-        **environment,
-    )
-    _, error = child.communicate(timeout=120)
-    assert child.returncode == 0, error
-    assert list((tmp_path / "r" / "wandb").glob("offline-run-*/*.wandb"))
-
-
-def test_csv_logger_needs_no_wandb(start, tiny, tmp_path) -> None:
-    """`logger=csv` where `import wandb` fails; the columns of the log are there.
-
-    Mutant: a module-level import of wandb.
-    """
-    (tmp_path / "wandb.py").write_text("raise ImportError('no wandb here')")
-    code = (
-        "import sys; sys.path.insert(0, ''); import train; from outsourced.commands import launch; "
-        "launch(train.main, train.CONFIGS)"
-    )
-    child = start("-c", code, *tiny, "logger=csv")
-    _, error = child.communicate(timeout=120)
-    assert child.returncode == 0, error
-    header = (tmp_path / "r/csv/metrics.csv").read_text().splitlines()[0]
-    for column in ("loss/simulated", "loss/on_policy", "loss/refined", "gradient_norm", "beta"):
-        assert column in header.split(",")
-    child = start("-c", code, *tiny, "logger=wandb", "run=w")
-    _, error = child.communicate(timeout=120)
-    assert child.returncode == 1
-    assert "use logger=csv" in error
 
 
 def test_resume_without_checkpoint_names_the_file(tmp_path) -> None:

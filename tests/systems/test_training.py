@@ -1,8 +1,5 @@
-"""The training module: rates, averages, clipping, skips, annealing, memory, logged figures."""
+"""The training module: rates, averages, clipping, skips, annealing, logged figures."""
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,13 +10,12 @@ from lightning.pytorch.loggers import Logger
 
 from outsourced.annealing import conditional_ess
 from outsourced.fit import fit
-from outsourced.objectives import LogVariance, PathLikelihood, TrajectoryBalance
+from outsourced.objectives import TrajectoryBalance
+from outsourced.paths import SOURCES
 from outsourced.run import Run
-from outsourced.settings import Settings
-from outsourced.stepdata import PairData, StepData
+from outsourced.stepdata import PairData
 from outsourced.training import SamplerTraining
 
-ALL = {"on_policy": 2, "reference": 1, "simulated": 1, "replay": 1, "refined": 1}
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
 
@@ -38,24 +34,6 @@ class Recorder(Logger):
         raise AssertionError("the entry point logs the configuration")
 
 
-def settings(**options) -> Settings:
-    few = {
-        "max_steps": 12,
-        "warm_steps": 6,
-        "batch": 8,
-        "groups": 8,
-        "observations": "simulated",
-        "anchor_steps": 0,
-    }
-    return Settings(**{**few, "evaluate_every": 0, "log_every": 3, "ramp": 2, **options})
-
-
-def module_of(p, objective=None, weights=None, evaluate=None, **options) -> SamplerTraining:
-    mixture = p.mixture(6, weights=weights or ALL)
-    parts = p.sampler, p.posterior, objective or LogVariance(), mixture, settings(**options)
-    return SamplerTraining(*parts, evaluate)
-
-
 def run(p, module, folder: Path, loggers=None) -> bool:
     lightning.seed_everything(0, verbose=False)
     target = Run(folder / "r")
@@ -64,24 +42,7 @@ def run(p, module, folder: Path, loggers=None) -> bool:
     return fit(target, module, data, {"prior": "p"}, False, loggers, **QUIET)
 
 
-def test_learning_rate(problem) -> None:
-    """Values by hand: a ramp of 4 steps times a cosine from the peak to final_lr, in each phase.
-
-    Mutants: a ramp that starts at 0 (a lost step), one cosine for both phases, an end at 0.
-    """
-    options = {"max_steps": 300, "warm_steps": 100, "ramp": 4, "final_lr": 0.1}
-    module = module_of(problem(), lr=1.0, balance_lr=0.5, **options)
-    assert module.rate(0) == pytest.approx(0.25)
-    assert module.rate(50) == pytest.approx(0.55)
-    assert module.rate(99) == pytest.approx(0.1, abs=1e-3)
-    assert module.rate(100) == pytest.approx(0.125)
-    assert module.rate(200) == pytest.approx(0.5 * 0.55)
-    assert module.rate(299) == pytest.approx(0.05, abs=1e-3)
-    only = module_of(problem(), PathLikelihood(), lr=1.0, balance_lr=0.5, **options)
-    assert only.rate(150) == pytest.approx(0.55)
-
-
-def test_rates_of_the_two_groups(problem, tmp_path) -> None:
+def test_rates_of_the_two_groups(module_of, problem, tmp_path) -> None:
     """log Z learns `head_gain` times as fast as the rest, and every parameter learns.
 
     Mutant: a group that keeps the rate it was made with.
@@ -97,7 +58,7 @@ def test_rates_of_the_two_groups(problem, tmp_path) -> None:
     assert len(body["params"]) + len(heads["params"]) == len(names)
 
 
-def test_average_of_the_weights(problem, tmp_path) -> None:
+def test_average_of_the_weights(module_of, problem, tmp_path) -> None:
     """The averaged weights obey a_n = d a_{n-1} + (1 - d) w_n with d = min(ema, (1+n)/(10+n)).
 
     Mutants: weights of the step before, the bare decay (whose average would stay at the start).
@@ -126,7 +87,7 @@ def test_average_of_the_weights(problem, tmp_path) -> None:
     assert sum(differs) > len(differs) / 2
 
 
-def test_gradient_is_clipped_by_its_norm(problem, tmp_path) -> None:
+def test_gradient_is_clipped_by_its_norm(module_of, problem, tmp_path) -> None:
     """What the optimiser sees has at most norm `clip`, in the direction of the gradient.
 
     Mutants: clipping by value, by parameter, or the logged norm after clipping.
@@ -155,7 +116,7 @@ def test_gradient_is_clipped_by_its_norm(problem, tmp_path) -> None:
     assert norms == pytest.approx([0.5] * 12, rel=1e-4)
 
 
-def test_non_finite_steps_are_skipped(problem, tmp_path) -> None:
+def test_non_finite_steps_are_skipped(module_of, problem, tmp_path) -> None:
     """A NaN loss changes no weight, is counted and reported; a run of them ends training.
 
     Mutants: an update by NaN, a count that a good step does not reset.
@@ -186,7 +147,7 @@ def test_non_finite_steps_are_skipped(problem, tmp_path) -> None:
         run(p, again, tmp_path / "again")
 
 
-def test_beta_is_annealed(problem, tmp_path, monkeypatch) -> None:
+def test_beta_is_annealed(module_of, problem, tmp_path, monkeypatch) -> None:
     """From 0.001 beta rises to 1, no increment below the conditional ESS asked for; then it stays.
 
     Mutants: rewards that already hold beta, increments by backward paths instead of fresh ones, a
@@ -217,7 +178,7 @@ def test_beta_is_annealed(problem, tmp_path, monkeypatch) -> None:
     assert steps[0][0] == 0.001
 
 
-def test_logged_figures(problem, tmp_path) -> None:
+def test_logged_figures(module_of, problem, tmp_path) -> None:
     """Each phase logs its losses by source and the state of training, at its own step numbers.
 
     Mutant: figures of the first phase under the steps of the second, a buffer not looked at.
@@ -236,7 +197,7 @@ def test_logged_figures(problem, tmp_path) -> None:
     assert sorted(rows) == [3, 6, 9, 12]
     assert "loss/simulated" in rows[6]
     assert "loss/on_policy" not in rows[6]
-    sources = {f"loss/{name}" for name in ALL}
+    sources = {f"loss/{name}" for name in SOURCES}
     state = {"gradient_norm", "lr", "beta", "skipped", "steps_per_second", "prior_calls", "seconds"}
     buffer = {"buffer/observations", "buffer/best_log_reward", "buffer/move_step"}
     assert sources | state | buffer | {"log_weight/spread"} <= rows[12].keys()
@@ -246,73 +207,7 @@ def test_logged_figures(problem, tmp_path) -> None:
     assert [step for step, row in recorder.rows if "eval/simulated/elbo" in row] == [5, 10]
 
 
-def test_data_of_a_step_depend_on_the_step_alone(problem, tmp_path) -> None:
-    """Item i of data that start at s is item s + i of all, with the rows that both phases read.
-
-    Mutants: a generator that runs on, rows of the bank whose x is another's.
-    """
-    bank, s = problem().bank(tmp_path, 64), settings(batch=4, groups=7)
-    images = torch.arange(50.0)[:, None]
-    whole, rest = StepData(bank, images, s, 0), StepData(bank, images, s, 5)
-    assert len(list(whole)) == 12
-    assert len(list(rest)) == 7
-    for a, b in zip(list(whole)[5:], rest, strict=True):
-        assert a["step"] == b["step"]
-        assert all(torch.equal(a[name], b[name]) for name in ("z", "x", "images"))
-        assert torch.equal(a["z"], a["x"])
-    items = list(whole)
-    assert items[0]["z"].shape == (7, 2)
-    assert len({tuple(item["images"].flatten().tolist()) for item in items}) == 12
-    with pytest.raises(ValueError, match=r"data.observations=mixed needs data.images"):
-        PairData(bank, None, settings(observations="mixed"))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_steps": 0}, "trainer.max_steps must be >= 1, got 0"),
-        ({"warm_steps": -1}, "trainer.warm_steps must be >= 0, got -1"),
-        ({"clip": 0.0}, "trainer.clip must be > 0"),
-        ({"ema": 1.0}, r"trainer.ema must lie in \[0, 1\)"),
-        ({"anneal_ess": 1.0}, "trainer.anneal_ess"),
-        ({"lr": float("nan")}, "trainer.lr must be > 0, got nan"),
-        ({"observations": "all"}, "simulated, images, mixed, got 'all'"),
-    ],
-)
-def test_bad_settings(options, message) -> None:
-    """Mutant: no check, or one that NaN passes."""
-    with pytest.raises(ValueError, match=message):
-        settings(**options)
-
-
-def test_likelihood_needs_beta_one(problem) -> None:
-    """Simulated pairs are posterior draws at beta = 1 only.
-
-    Mutant: a warm start towards the wrong posterior, silently.
-    """
-    p = problem()
-    for options, objective, message in (
-        ({"beta_start": 0.1, "warm_steps": 6}, LogVariance(), "trainer.warm_steps must be 0"),
-        ({"beta_start": 0.1, "warm_steps": 0}, PathLikelihood(), "needs posterior.beta=1"),
-        ({"beta_start": 1.5, "warm_steps": 0}, LogVariance(), "below posterior.beta"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            module_of(p, objective, **options)
-    p.posterior.beta = 0.5
-    with pytest.raises(ValueError, match=r"trainer.likelihood_weight must be 0"):
-        module_of(p, warm_steps=0, likelihood_weight=0.1)
-    module_of(p, warm_steps=0)
-
-
-def test_annealing_needs_paths(problem) -> None:
-    """Mutant: two paths, whose ESS is never below one half, so that beta jumps at once."""
-    p = problem()
-    parts = p.sampler, p.posterior, LogVariance(), p.mixture(2)
-    with pytest.raises(ValueError, match=r"anneal_ess must be > 0.5, which 2 paths always have"):
-        SamplerTraining(*parts, settings(warm_steps=0, beta_start=0.1))
-
-
-def test_anchor_phase(problem, tmp_path) -> None:
+def test_anchor_phase(module_of, problem, tmp_path) -> None:
     """The first steps train the anchor alone, on observations of their own number; the loss falls.
 
     Mutants: an anchor phase of samplers without anchor, a rate that does not start anew after it.
@@ -332,52 +227,3 @@ def test_anchor_phase(problem, tmp_path) -> None:
     assert first > last + 0.1
     plain = module_of(problem(), warm_steps=70, anchor_steps=60)
     assert plain.phases()[0][:2] == (0, 0)
-
-
-# What a training step needs beyond what was there before it, in kilobytes resident. Small blocks go
-# back to the system at once, so that the allocator's reserve is not counted.
-MEMORY = """
-import sys, torch
-torch.set_num_threads(1)
-from outsourced.posterior import Posterior
-from outsourced.priors import LinearGaussian
-from outsourced.sampler import NoiseSampler
-from outsourced.tasks.vectors import LinearMeasurement
-p = Posterior(LinearGaussian(4), LinearMeasurement(measurements=2, dim=4, seed=0, sigma=0.5))
-g = torch.Generator().manual_seed(0)
-_, _, obs = p.simulate(16, g)
-def status(name):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(name))
-def step(steps, rows):
-    s = NoiseSampler((4,), (2,), p, steps, width=256, depth=2, max_rows=rows)
-    s.log_ratio(s.forward_path(obs, 8, g), obs).square().mean().backward()
-step(2, 1600)
-for steps, rows in ((25, 1600), (200, 1600), (200, 8000)):
-    before = status("VmRSS")
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    step(steps, rows)
-    print(status("VmHWM") - before)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's own figures")
-def test_memory_of_a_step_does_not_grow_with_the_number_of_kernels() -> None:
-    """The peak of a training step at K = 200 is within 20 % of that at K = 25.
-
-    Mutant: scoring without checkpoints over steps; a bound of 5 times the rows is seen in the peak.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY],
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    short, long, loose = (int(line) for line in done.stdout.split())
-    assert short > 10_000
-    assert long < 1.2 * short
-    assert loose > 3 * short

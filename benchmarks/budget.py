@@ -1,0 +1,86 @@
+"""Trainings of equal time: how many steps of each phase fit, measured on a short training."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.tables import read_csv
+
+ROOT = Path(__file__).resolve().parents[1]
+PROBE = 40  # steps of each phase; the later half is timed, for the first ones start things up
+LOG_EVERY = 20
+# Shares of the time: the encoder alone, the likelihood of simulated pairs, the balance.
+SHARES = (0.05, 0.7, 0.25)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps of the three phases of a training.
+
+    Attributes:
+        anchors, warm, balance: of each phase; the anchors are 0 without Gauss-Newton guidance.
+    """
+
+    anchors: int
+    warm: int
+    balance: int
+
+    def overrides(self) -> list[str]:
+        """Arguments of `train.py`."""
+        warm = self.anchors + self.warm
+        return [
+            f"trainer.anchor_steps={self.anchors}",
+            f"trainer.warm_steps={warm}",
+            f"trainer.max_steps={warm + self.balance}",
+        ]
+
+
+def train(run: Path, overrides: list[str], quiet: bool = False) -> None:
+    """Call `train.py`, as a user would.
+
+    Raises:
+        ValueError: it failed.
+    """
+    call = [sys.executable, "train.py", f"run={run.resolve()}", *overrides]
+    done = subprocess.run(call, cwd=ROOT, capture_output=quiet, text=True)
+    if done.returncode:
+        last = (done.stderr or "").strip().splitlines()[-1:]
+        raise ValueError(f"`{' '.join(call[1:])}` failed: {' '.join(last) or 'see above'}")
+
+
+def pace(overrides: list[str]) -> tuple[float, float, float]:
+    """Seconds a step of the three phases, from a training of a few steps of each."""
+    plan = Plan(PROBE, PROBE, PROBE)
+    silent = ["logger=csv", f"trainer.log_every={LOG_EVERY}", "trainer.evaluate_every=0"]
+    small = ["evaluate.observations=1", "evaluate.n=2", "trainer.save_every=1000"]
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "probe"
+        train(run, [*overrides, *silent, *small, *plan.overrides()], quiet=True)
+        return read_pace(run / "csv" / "metrics.csv")
+
+
+def read_pace(path: Path) -> tuple[float, float, float]:
+    """Seconds a step over the later half of each phase of a probe, from its log."""
+    told = [(r["step"], r["seconds"]) for r in read_csv(path) if r.get("seconds")]
+    seconds = {int(step): float(value) for step, value in told}
+    ends = [PROBE, 2 * PROBE, 3 * PROBE]
+    found = [(seconds[end] - seconds[end - LOG_EVERY]) / LOG_EVERY for end in ends]
+    return found[0], found[1], found[2]
+
+
+def plan(seconds: float, paces: tuple[float, float, float], anchored: bool) -> Plan:
+    """The steps that fill `seconds` by `SHARES`.
+
+    Args:
+        seconds: of training in all.
+        paces: seconds a step of each phase.
+        anchored: whether the encoder is trained alone first; else the likelihood has that time.
+    """
+    first, warm, balance = SHARES if anchored else (0.0, SHARES[0] + SHARES[1], SHARES[2])
+    shares = zip((first, warm, balance), paces, strict=True)
+    steps = [round(share * seconds / each) for share, each in shares]
+    return Plan(steps[0], max(1, steps[1]), max(1, steps[2]))

@@ -1,0 +1,91 @@
+"""What the commands of the tables share: arguments, the conditions of a file, the written table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from benchmarks.tables import Record, has_section, machine, write_section
+from outsourced.allocator import keep_freed_memory
+from outsourced.commands import hide_jit_notice
+
+
+def parser(name: str, text: str | None, threads: int, quick: str) -> argparse.ArgumentParser:
+    """The arguments that every table has; the caller adds its own.
+
+    Args:
+        name: of the module in `benchmarks`, of its files in docs and of its section.
+        text: the help text.
+        threads: default number of threads.
+        quick: what `--quick` does.
+    """
+    result = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=text)
+    result.formatter_class = argparse.RawDescriptionHelpFormatter
+    result.add_argument("--out", type=Path, default=Path(f"docs/{name}.csv"))
+    result.add_argument("--readme", type=Path, default=Path("README.md"))
+    result.add_argument("--threads", type=int, default=threads)
+    result.add_argument("--quick", action="store_true", help=quick)
+    return result
+
+
+def call(
+    run: Callable[[argparse.Namespace], None],
+    arguments: argparse.ArgumentParser,
+    argv: list[str] | None,
+) -> None:
+    """One line for what the user can mend; a traceback for the rest."""
+    try:
+        args = arguments.parse_args(argv)
+        keep_freed_memory()
+        hide_jit_notice()
+        torch.set_num_threads(args.threads)
+        run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def surroundings() -> dict[str, object]:
+    """What every figure depends on besides the effort."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": machine(),
+    }
+
+
+def told(record: Record) -> str:
+    """The surroundings of a record, for the text under a table."""
+    return f"{record['machine']}, {record['threads']} thread(s), torch {record['torch']}"
+
+
+def check_conditions(
+    path: Path, records: list[dict[str, str]], conditions: Mapping[str, object]
+) -> None:
+    """Refuse to mix rows of different effort or machines in one file.
+
+    Args:
+        path: the CSV file.
+        records: what it holds.
+        conditions: what a figure depends on besides its row; all rows must share it.
+
+    Raises:
+        ValueError: the file holds rows of other conditions.
+    """
+    for record in records:
+        for name, value in conditions.items():
+            if record.get(name) != str(value):
+                raise ValueError(
+                    f"{path} holds rows with {name} = {record.get(name)}, this call has {value}; "
+                    "choose another --out, or delete the file"
+                )
+
+
+def render(args: argparse.Namespace, section: str, text: str) -> None:
+    """Write the table beside the CSV file, and into the README where it has the markers."""
+    write_section(args.out.with_suffix(".md"), section, text)
+    if has_section(args.readme, section):
+        write_section(args.readme, section, text)
