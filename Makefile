@@ -7,11 +7,14 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 
+# The recipes of the embedded networks, python -m outsourced.zoo.NAME; the others are judged by the first two.
+ZOO := fashion_classifier fashion_features fashion_vae
+
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint clean
+.PHONY: help env demo test test-slow lint zoo clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +42,10 @@ lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy outsourced
+
+zoo: $(STAMP)  ## train every embedded network again; ZOO="NAME ..." for some
+	for name in $(ZOO); do $(BIN)/python -m outsourced.zoo.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.zoo
 
 clean:  ## remove .venv, caches and build outputs (runs/ is kept)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

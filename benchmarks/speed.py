@@ -182,8 +182,9 @@ def sampling(informed: str, effort: Effort) -> list[Record]:
 def memory() -> list[Record]:
     """Peak memory of a training step at few and at many steps, each in a process of its own.
 
-    By default the C library keeps freed blocks of the heap, whose fragments grow with the number of
-    allocations. Told to return them at once, what is resident is what the step holds.
+    Training keeps freed blocks (`outsourced.allocator`), whose fragments grow with the number of
+    allocations. With a C library told to return them at once, what is resident is what the step
+    holds.
     """
     rows = []
     for name, exact in (("held by", True), ("resident in", False)):
@@ -204,6 +205,8 @@ def _measured(steps: int, exact: bool) -> float:
     root, environment = Path(__file__).resolve().parents[1], dict(os.environ)
     if exact:  # read by glibc
         environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    else:
+        call.append("keep")
     done = subprocess.run(
         call, cwd=root, env=environment, capture_output=True, text=True, check=False
     )

@@ -1,6 +1,6 @@
 """A trajectory-balance training step at d = 64: as training runs it, and part by part.
 
-    python -m benchmarks.training_step K THREADS
+    python -m benchmarks.training_step K THREADS [keep]
 
 prints the MiB that a step with K kernels takes at most, in a process that has done nothing else.
 """
@@ -137,6 +137,7 @@ def _resident(name: str) -> float:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    if "keep" in sys.argv:  # as training does
+        keep_freed_memory()
     torch.set_num_threads(int(sys.argv[2]))
     print(peak_memory(int(sys.argv[1])))

@@ -56,20 +56,19 @@ class Modulation:
     Attributes:
         gain, shift: Of the steps, (S, 1, depth width) and (S, 1, (1 + depth) width).
         bias: Of the observations, (N, (1 + depth) width).
-        on_x: Linear skip from the state, (S, skip, inputs), or None.
-        direct: Linear skip of the observation, (S, N, skip), or None.
+        skip: Features of the steps behind the linear skip, (S, 16), or None. Its matrices are made
+            where they are used: those of many steps at once would be the largest tensor of all.
     """
 
     gain: Tensor
     shift: Tensor
     bias: Tensor
-    on_x: Tensor | None = None
-    direct: Tensor | None = None
+    skip: Tensor | None = None
 
     def at(self, k: Tensor) -> "Modulation":
         """Of some of the steps, by their position among the S."""
-        skip = (None, None) if self.on_x is None else (self.on_x[k], self.direct[k])  # type: ignore[index]
-        return Modulation(self.gain[k], self.shift[k], self.bias, *skip)
+        skip = None if self.skip is None else self.skip[k]
+        return Modulation(self.gain[k], self.shift[k], self.bias, skip)
 
 
 class VectorNetwork(nn.Module):
@@ -116,12 +115,13 @@ class VectorNetwork(nn.Module):
         """Of steps k (S,) and embeddings e (N, context)."""
         steps = self.step()[k]
         gain, shift = 1 + self.step_gain(steps)[:, None], self.step_shift(steps)[:, None]
-        bias = self.context_shift(e)
-        if not self.skip_outputs:
-            return Modulation(gain, shift, bias)
-        matrix = self.skip(steps).reshape(len(steps), self.skip_outputs, -1)
+        skip = self.skip[0](steps) if self.skip_outputs else None
+        return Modulation(gain, shift, self.context_shift(e), skip)
+
+    def _linear_skip(self, x: Tensor, skip: Tensor, e: Tensor) -> Tensor:
+        matrix = self.skip[1](skip).reshape(len(skip), self.skip_outputs, -1)
         on_x, on_e = matrix.split([self.inputs, self.context], -1)
-        return Modulation(gain, shift, bias, on_x, e @ on_e.mT)
+        return torch.baddbmm(e @ on_e.mT, x, on_x.mT)
 
     def forward(self, x: Tensor, k: Tensor, e: Tensor, given: Modulation | None = None) -> Tensor:
         """x (S, N, inputs), k (S,), e (N, context), given `modulation(k, e)` if at hand: (S, N,
@@ -134,11 +134,10 @@ class VectorNetwork(nn.Module):
         for block, g, s, b in zip(self.blocks, gains, shifts, biases, strict=True):
             h = F.silu(torch.addcmul(s, block(h).add_(b), g)).add_(h)
         out = self.head(h)
-        if m.on_x is None:
+        if m.skip is None:
             return out
-        assert m.direct is not None
         first, rest = out.split([self.skip_outputs, self.outputs - self.skip_outputs], -1)
-        return torch.cat([torch.baddbmm(m.direct, x, m.on_x.mT).add_(first), rest], -1)
+        return torch.cat([self._linear_skip(x, m.skip, e).add_(first), rest], -1)
 
 
 class SpatialNetwork(nn.Module):

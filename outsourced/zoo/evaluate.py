@@ -1,9 +1,7 @@
-"""Measures of how good an embedded image VAE is, for its card."""
+"""Measures of the card of the embedded VAE alone; those of every prior are in `quality`."""
 
 from __future__ import annotations
 
-import math
-import time
 from pathlib import Path
 
 import torch
@@ -29,20 +27,6 @@ def sliced_wasserstein(a: Tensor, b: Tensor, generator: torch.Generator, n: int 
     sorted_a = (a.flatten(1) @ directions).sort(dim=0).values
     sorted_b = (b.flatten(1) @ directions).sort(dim=0).values
     return (sorted_a - sorted_b).square().mean().sqrt().item()
-
-
-def nearest_distance(x: Tensor, reference: Tensor) -> Tensor:
-    """Root-mean-square pixel distance of each image to its nearest one in the reference.
-
-    Args:
-        x: images, (N, ...).
-        reference: images, (M, ...).
-
-    Returns:
-        distances in image units, (N,).
-    """
-    pixels = x[0].numel()
-    return torch.cdist(x.flatten(1), reference.flatten(1)).amin(1) / math.sqrt(pixels)
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
@@ -72,16 +56,6 @@ def class_shares(x: Tensor, train: Tensor, labels: Tensor, k: int = 5) -> Tensor
     distances = torch.cdist(x.flatten(1), train.flatten(1))
     votes = labels[distances.topk(k, largest=False).indices].mode(dim=1).values
     return votes.bincount(minlength=int(labels.max()) + 1) / len(x)
-
-
-def decode_seconds(vae: VAE, n: int = 64, repeats: int = 20) -> float:
-    """Median wall-clock seconds of one decode of n images."""
-    z, seconds = torch.randn(n, *vae.noise_shape), []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        vae(z)
-        seconds.append(time.perf_counter() - started)
-    return sorted(seconds)[repeats // 2]
 
 
 @torch.no_grad()

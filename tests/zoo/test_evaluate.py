@@ -1,4 +1,4 @@
-"""The measures on the cards of the zoo, on cases whose value is known."""
+"""The measures on the card of the VAE, on cases whose value is known."""
 
 import math
 
@@ -20,15 +20,6 @@ def test_sliced_wasserstein_of_a_shift_is_its_length_over_root_d():
     moved = shuffled + 0.5  # a shift of length 0.5 · √16 = 2; E (c·θ)² = |c|²/16
     distance = evaluate.sliced_wasserstein(x, moved, generator, n=20000)
     assert distance == pytest.approx(0.5, rel=0.03)
-
-
-def test_nearest_distance_is_the_smallest_rms():
-    """Mutant: the distance to the mean, a sum over pixels, or the farthest image."""
-    reference = images(50, 2)
-    x = reference[[7, 31]] + torch.tensor([0.0, 0.1]).reshape(2, 1, 1, 1)
-    torch.testing.assert_close(
-        evaluate.nearest_distance(x, reference), torch.tensor([0.0, 0.1]), atol=1e-3, rtol=0
-    )
 
 
 def test_psnr_is_taken_on_the_unit_range_for_each_image():
