@@ -59,8 +59,9 @@ def test_shipped_classifiers_are_independent(guesses):
     wrong_a, wrong_b = a != labels, b != labels
     either, both = (wrong_a | wrong_b).sum().item(), (wrong_a & wrong_b).sum().item()
     assert both < 0.8 * either
-    shapes = [{tuple(p.shape) for p in kind.from_weights().parameters()} for kind in SHIPPED]
-    assert len(shapes[0] & shapes[1]) < 0.3 * min(map(len, shapes))
+    weights = [kind.from_weights().parameters() for kind in SHIPPED]
+    kernels = [{tuple(p.shape) for p in each if p.ndim == 4} for each in weights]
+    assert not kernels[0] & kernels[1]  # the heads are alike: 96 features, ten classes
 
 
 @pytest.mark.parametrize("kind", SHIPPED)
