@@ -1,7 +1,7 @@
 """Let the C library keep freed memory on the CPU, instead of returning it after every operation.
 
 glibc maps each large tensor afresh and unmaps it when it is freed, so that every operation pays the
-page faults of its output: up to ten times the arithmetic, on activations of a few MB.
+page faults of its output.
 """
 
 import ctypes

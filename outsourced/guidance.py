@@ -74,10 +74,7 @@ class Context:
 
 
 def evaluate(network: nn.Module, x: Tensor, k: Tensor, context: Context) -> Tensor:
-    """A control network at x; in a roll-out, what does not depend on the state is kept.
-
-    Half of the multiplications of a vector network are of that kind.
-    """
+    """A control network at x; in a roll-out, what does not depend on the state is kept."""
     rolling = len(k) == 1 and not torch.is_grad_enabled()
     if not rolling or not isinstance(network, VectorNetwork):
         return network(x, k, context.embedding)

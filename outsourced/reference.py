@@ -96,7 +96,7 @@ class Reference(nn.Module):
     def at(self, name: str, k: Tensor, like: Tensor) -> Tensor:
         """Coefficient `name` at steps k (S,), shaped to broadcast over `like` (S, N, *shape)."""
         key = (name, like.dtype, like.device)
-        if key not in self._cast:  # a conversion at each use would cost more than the arithmetic
+        if key not in self._cast:  # converted once, not at each of many uses
             self._cast[key] = getattr(self, name).to(like.device, like.dtype)
         return self._cast[key][k].reshape(-1, *[1] * (like.ndim - 1))
 

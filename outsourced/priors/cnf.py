@@ -64,7 +64,7 @@ class Velocity(Embedded):
     known in closed form from the mean and the standard deviation of the images; the UNet adds the
     rest, in units of its standard deviation (the preconditioning of Karras et al., 2022, arXiv
     2206.00364, for straight paths). With a UNet that returns zero the ODE is exactly
-    x = mean + std z. Folding patches into channels makes a UNet of this size four times cheaper.
+    x = mean + std z. Folding patches into channels leaves a quarter of the positions to the UNet.
 
     Args:
         channels: channels of each resolution of the UNet, from the finest; multiples of 8.
