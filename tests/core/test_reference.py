@@ -176,3 +176,12 @@ def test_bad_arguments_are_refused(arguments, message):
     """Mutant: a check that lets the boundary value through."""
     with pytest.raises(ValueError, match=message):
         Reference(**arguments)
+
+
+def test_coefficients_come_in_the_precision_that_is_asked_for():
+    """Also after another was. Mutant: one table for all types, kept from the first call."""
+    reference, k = Reference(6), torch.tensor([4, 1])
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        value = reference.at("spread", k, torch.zeros(2, 3, 5, dtype=dtype))
+        assert value.dtype == dtype
+        assert torch.equal(value.flatten(), reference.spread[k].to(dtype))
