@@ -1,5 +1,6 @@
 """From a resolved configuration to objects, and from a run folder back to a trained sampler."""
 
+import math
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from typing import Any
 from hydra.utils import instantiate
 from torch import Tensor
 
+from outsourced.networks import is_dense
 from outsourced.posterior import Posterior
 from outsourced.run import WEIGHTS, Run
 from outsourced.sampler import NoiseSampler
 
 FULL_COVARIANCE_LIMIT = 64  # above it a triangular factor costs more than the network
 GAUSS_NEWTON_LIMIT = 64  # one tangent through f for every dimension of the noise
+SMALL_NOISE = 128  # entries, up to which a network of width 256 will do
 
 
 @dataclass
@@ -48,7 +51,8 @@ def resolve(config: dict[str, Any], posterior: Posterior) -> dict[str, Any]:
     """The sampler's configuration with `auto` replaced by what suits the posterior.
 
     Gauss-Newton guidance and a full covariance for vector noise of a few dozen dimensions, the
-    gradient for other differentiable priors, neither for black boxes.
+    gradient for other differentiable priors, neither for black boxes; networks as wide as the
+    noise asks for.
     """
     sampler = dict(config["sampler"])
     shape = posterior.prior.noise_shape
@@ -63,7 +67,20 @@ def resolve(config: dict[str, Any], posterior: Posterior) -> dict[str, Any]:
     if sampler["covariance"] == "auto":
         full = len(shape) == 1 and shape[0] <= FULL_COVARIANCE_LIMIT
         sampler["covariance"] = "full" if full else "diagonal"
+    for name, size in _sizes(shape, is_dense(shape, sampler["network"])).items():
+        if sampler[name] == "auto":
+            sampler[name] = size
     return sampler
+
+
+def _sizes(noise_shape: tuple[int, ...], dense: bool) -> dict[str, int]:
+    """Width of the control network and size of an observation's embedding."""
+    entries = math.prod(noise_shape)
+    if not dense:
+        return {"width": 64, "embedding": 64}
+    if entries <= SMALL_NOISE:
+        return {"width": 256, "embedding": 128}
+    return {"width": min(1024, 2 * entries), "embedding": 256}
 
 
 def build(config: dict[str, Any]) -> Problem:

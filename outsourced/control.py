@@ -37,9 +37,10 @@ class Control(nn.Module):
             (vector noise only: guess, covariance and step from a Laplace approximation).
         covariance: `diagonal`, or `full` (vector noise only: a learned triangular factor on top).
         width, depth: Size of the network.
+        network: `dense`, `convolutional` (spatial noise only), or `auto`, see `is_dense`.
 
     Raises:
-        ValueError: Unknown option, or one that needs vector noise.
+        ValueError: Unknown option, or one that does not fit the noise.
     """
 
     def __init__(
@@ -51,23 +52,23 @@ class Control(nn.Module):
         covariance: str = "diagonal",
         width: int = 256,
         depth: int = 2,
+        network: str = "auto",
     ):
         super().__init__()
         self._check(noise_shape, informed, covariance)
         self.reference = reference
         self.informed, self.full = informed, covariance == "full"
-        self.vector = len(noise_shape) == 1
         d = self.channels = noise_shape[0]
         triangle = d * (d - 1) // 2 if self.full else 0
         self.sizes = [d, d, d if informed == "gradient" else 0, triangle]
         extra = {"none": 0, "gradient": 2 * d + 1, "gauss_newton": 3 * d}[informed]
-        self.network = control_network(
-            d + extra, sum(self.sizes), noise_shape, context, reference.rho, width, depth, skip=d
-        )
+        sizes = (d + extra, sum(self.sizes), noise_shape, context, reference.rho)
+        self.network = control_network(*sizes, width, depth, skip=d, network=network)
         self.guidance: GradientGuidance | GaussNewtonGuidance | None = None
         if informed == "gradient":
             narrow = max(width // 2, 16)
-            guess = control_network(d, d, noise_shape, context, reference.rho, narrow, 1, skip=d)
+            sizes = (d, d, noise_shape, context, reference.rho)
+            guess = control_network(*sizes, narrow, 1, skip=d, network=network)
             self.guidance = GradientGuidance(guess, reference)
         elif informed == "gauss_newton":
             self.guidance = GaussNewtonGuidance(reference)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from outsourced.kernels import rotate
 from outsourced.laplace import Laplace
-from outsourced.networks import Modulation, VectorNetwork
+from outsourced.networks import FlatNetwork, Modulation, VectorNetwork
 from outsourced.reference import Reference
 from outsourced.tasks.base import Observation
 
@@ -76,12 +76,13 @@ class Context:
 def evaluate(network: nn.Module, x: Tensor, k: Tensor, context: Context) -> Tensor:
     """A control network at x; in a roll-out, what does not depend on the state is kept."""
     rolling = len(k) == 1 and not torch.is_grad_enabled()
-    if not rolling or not isinstance(network, VectorNetwork):
+    if not rolling or not isinstance(network, VectorNetwork | FlatNetwork):
         return network(x, k, context.embedding)
     of_all = context.once.get(id(network))
     if of_all is None:
-        every = torch.arange(network.step.count, device=k.device)
-        of_all = context.once[id(network)] = network.modulation(every, context.embedding)
+        dense = network.dense if isinstance(network, FlatNetwork) else network
+        every = torch.arange(dense.step.count, device=k.device)
+        of_all = context.once[id(network)] = dense.modulation(every, context.embedding)
     return network(x, k, context.embedding, of_all.at(k))
 
 

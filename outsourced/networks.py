@@ -1,11 +1,10 @@
-"""Control networks on vector and spatial noise, and observation encoders.
+"""Control networks on vector and spatial noise.
 
 A control network maps states of all steps at once, (S, N, ...) with steps k (S,), to its outputs;
 what depends only on the step is computed once per step, what depends only on the observation once
 per observation. Output layers are zero at initialisation.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+NETWORKS = ("auto", "dense", "convolutional")
+DENSE_LIMIT = 1024  # entries of spatial noise, above which `auto` convolves
+LARGEST_SKIP = 2**18  # entries of a linear skip's matrix that are worth their weights
 
 
 def zero_(layer: nn.Module) -> nn.Module:
@@ -197,77 +200,64 @@ class SpatialNetwork(nn.Module):
         return out.unflatten(0, (s, n))
 
 
-class VectorEncoder(nn.Module):
-    """Embedding of a vector observation: the observation itself beside an MLP of it.
+class FlatNetwork(nn.Module):
+    """`VectorNetwork` on flattened spatial noise (C, H, W), conditioned by a vector.
+
+    On a CPU, at a few hundred to a thousand entries, dense layers do in a step what takes a U-Net
+    tens of times as long; beyond that their weights outgrow it.
 
     Args:
-        shape: (D,) of the features.
-        width: Size of the MLP's part; the embedding has `size` = D + width entries.
+        channels, outputs: Channels of the stacked inputs and of the output on the noise grid.
+        size: (H, W) of the noise.
+        context: Size of the observation embedding.
+        rho, width, depth: See `VectorNetwork`.
+        skip: Output channels with a linear skip, where its matrices are small enough.
     """
 
-    def __init__(self, shape: tuple[int, ...], width: int = 64):
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        size: tuple[int, int],
+        context: int,
+        rho: Tensor,
+        width: int = 512,
+        depth: int = 2,
+        skip: int = 0,
+    ):
         super().__init__()
-        (inputs,) = shape
-        self.size = inputs + width
-        self.mlp = nn.Sequential(
-            nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
-            nn.Linear(width, width),
-        )  # fmt: skip
+        cells = size[0] * size[1]
+        fits = skip * cells * (channels * cells + context) <= LARGEST_SKIP
+        sizes = (channels * cells, outputs * cells, context)
+        self.grid = (outputs, *size)
+        self.dense = VectorNetwork(*sizes, rho, width, depth, skip * cells if fits else 0)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, D) -> (B, size)."""
-        return torch.cat([features, self.mlp(features)], -1)
+    def forward(self, x: Tensor, k: Tensor, e: Tensor, given: Modulation | None = None) -> Tensor:
+        """x (S, N, channels, H, W), k (S,), e (N, context), given `dense.modulation(k, e)` if at
+        hand: (S, N, outputs, H, W)."""
+        return self.dense(x.flatten(2), k, e, given).unflatten(2, self.grid)
 
 
-class ImageEncoder(nn.Module):
-    """Embedding of an image observation (C, H, W) as a vector, by strided convolutions.
+def is_dense(noise_shape: tuple[int, ...], network: str) -> bool:
+    """Whether a control on this noise is a dense network, which reads a vector of an observation.
 
     Args:
-        shape: (C, H, W) of the features (masked image, mask, ...).
-        width: Size of the embedding.
-        channels: Channels of the first convolution; doubled once.
+        noise_shape: (d,) or (C, H, W).
+        network: `dense`, `convolutional`, or `auto`: dense up to `DENSE_LIMIT` entries.
+
+    Raises:
+        ValueError: Unknown network, or a convolutional one on vector noise.
     """
-
-    def __init__(self, shape: tuple[int, ...], width: int = 128, channels: int = 32):
-        super().__init__()
-        inputs, height, side = shape
-        self.size = width
-        sizes = (inputs, channels, 2 * channels, 2 * channels)
-        layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(sizes):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.SiLU()]
-        cells = math.ceil(height / 8) * math.ceil(side / 8)
-        layers += [nn.Flatten(), nn.Linear(cells * sizes[-1], 2 * width), nn.SiLU()]
-        self.net = nn.Sequential(*layers, nn.Linear(2 * width, width))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, size)."""
-        return self.net(features)
-
-
-class SpatialEncoder(nn.Module):
-    """Embedding of an image observation as a map on the noise's own grid.
-
-    Args:
-        shape: (C, H, W) of the features.
-        size: (h, w) of the noise grid.
-        width: Channels of the map.
-    """
-
-    def __init__(self, shape: tuple[int, ...], size: tuple[int, int], width: int = 32):
-        super().__init__()
-        self.size, self.grid = width, size
-        self.fine = nn.Sequential(
-            nn.Conv2d(shape[0], width, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1), nn.SiLU(),
-        )  # fmt: skip
-        self.coarse = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)
+    vector = len(noise_shape) == 1
+    if network not in NETWORKS:
+        raise ValueError(f"sampler.network must be one of {', '.join(NETWORKS)}, got {network!r}")
+    if vector and network == "convolutional":
+        raise ValueError(
+            f"sampler.network=convolutional needs spatial noise (C, H, W), got {noise_shape}; use "
+            "dense or auto"
         )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, size, h, w)."""
-        return self.coarse(F.adaptive_avg_pool2d(self.fine(features), self.grid))
+    small = math.prod(noise_shape) <= DENSE_LIMIT
+    return network == "dense" or vector or (network == "auto" and small)
 
 
 def control_network(
@@ -279,8 +269,9 @@ def control_network(
     width: int,
     depth: int,
     skip: int = 0,
+    network: str = "auto",
 ) -> nn.Module:
-    """`VectorNetwork` or `SpatialNetwork` (with `depth` levels), whichever the noise's shape needs.
+    """`VectorNetwork`, `FlatNetwork` or `SpatialNetwork` (with `depth` levels), see `is_dense`.
 
     Args:
         inputs, outputs: Entries, or channels on the noise grid.
@@ -288,24 +279,12 @@ def control_network(
         context: Size (channels) of the observation embedding.
         rho: corr(z_k, z_K) of the reference.
         width, depth: Size of the network.
-        skip: Outputs with a linear skip; vector noise only.
+        skip: Outputs (channels) with a linear skip; dense networks only.
+        network: See `is_dense`.
     """
     if len(noise_shape) == 1:
         return VectorNetwork(inputs, outputs, context, rho, width, depth, skip)
     size = (noise_shape[1], noise_shape[2])
+    if is_dense(noise_shape, network):
+        return FlatNetwork(inputs, outputs, size, context, rho, width, depth, skip)
     return SpatialNetwork(inputs, outputs, size, context, rho, width, depth)
-
-
-def observation_encoder(
-    noise_shape: tuple[int, ...], feature_shape: tuple[int, ...], width: int
-) -> "VectorEncoder | ImageEncoder | SpatialEncoder":
-    """The encoder that turns features into a vector, or into a map on a spatial noise's grid.
-
-    Raises:
-        ValueError: Spatial noise with features that are no image.
-    """
-    if len(noise_shape) == 1:
-        return (VectorEncoder if len(feature_shape) == 1 else ImageEncoder)(feature_shape, width)
-    if len(feature_shape) != 3:
-        raise ValueError(f"spatial noise {noise_shape} needs image features, got {feature_shape}")
-    return SpatialEncoder(feature_shape, (noise_shape[1], noise_shape[2]), width)

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from outsourced.control import Control
+from outsourced.encoders import observation_encoder
 from outsourced.guidance import Conditioning, Context, LaplaceTarget
 from outsourced.laplace import fit_laplace
-from outsourced.networks import control_network, observation_encoder, zero_
+from outsourced.networks import control_network, is_dense, zero_
 from outsourced.reference import Reference
 from outsourced.tasks.base import Observation
 
@@ -42,7 +43,7 @@ class NoiseSampler(nn.Module):
         feature_shape: Event shape of the observation features that the encoder reads.
         conditioning: The problem; needed where `informed` is not `none`, and for the features.
         steps, schedule, log_snr_min, log_snr_max, late: See `Reference`.
-        informed, covariance, width, depth: See `Control`.
+        informed, covariance, width, depth, network: See `Control`.
         embedding: Size of the observation embedding.
         anchor_steps: Most Gauss-Newton steps from the predicted anchor; `gauss_newton` only.
         flow: Also build the state flow log F(z_k, y) - log N(z_k) that sub-trajectory balance
@@ -66,6 +67,7 @@ class NoiseSampler(nn.Module):
         width: int = 256,
         depth: int = 2,
         embedding: int = 128,
+        network: str = "auto",
         anchor_steps: int = 10,
         flow: bool = False,
         max_rows: int = 6400,
@@ -75,20 +77,24 @@ class NoiseSampler(nn.Module):
         self.anchor_steps = anchor_steps
         self.reference = Reference(steps, schedule, log_snr_min, log_snr_max, late)
         self._conditioning = (conditioning,)  # a tuple hides the frozen prior from state_dict
-        self.vector = len(self.noise_shape) == 1
-        self.encoder = observation_encoder(self.noise_shape, tuple(feature_shape), embedding)
+        self.dense = is_dense(self.noise_shape, network)
+        self.encoder = observation_encoder(
+            self.noise_shape, tuple(feature_shape), embedding, self.dense
+        )
         size = self.encoder.size
         if informed == "gauss_newton":
             self.anchor = zero_(nn.Linear(size, 2 * noise_shape[0]))
             size += 2 * noise_shape[0]
         self.control = Control(
-            self.reference, self.noise_shape, size, informed, covariance, width, depth
+            self.reference, self.noise_shape, size, informed, covariance, width, depth, network
         )
         self.log_z_head = nn.Sequential(nn.Linear(size, 128), nn.SiLU(), zero_(nn.Linear(128, 1)))
         self.flow: nn.Module | None = None
         if flow:
             channels, rho = self.noise_shape[0], self.reference.rho
-            self.flow = control_network(channels, 1, self.noise_shape, size, rho, width, 2)
+            self.flow = control_network(
+                channels, 1, self.noise_shape, size, rho, width, 2, network=network
+            )
 
     @property
     def conditioning(self) -> Conditioning:
@@ -128,7 +134,7 @@ class NoiseSampler(nn.Module):
 
     def log_z(self, context: Context) -> Tensor:
         """Learned log Z(y) in nats, (B,); on top of the Laplace estimate where there is one."""
-        embedding = context.embedding if self.vector else context.embedding.mean((-2, -1))
+        embedding = context.embedding if self.dense else context.embedding.mean((-2, -1))
         value = self.log_z_head(embedding).squeeze(-1)
         return value if context.laplace is None else value + context.laplace.log_z
 

@@ -29,7 +29,17 @@ LAYERS = (
     {"guidance"},
     {"pictures"},
     {
-        *("moves", "priors", "tasks", "networks", "reference", "kernels", "laplace", "objectives"),
+        *(
+            "moves",
+            "priors",
+            "tasks",
+            "networks",
+            "encoders",
+            "reference",
+            "kernels",
+            "laplace",
+            "objectives",
+        ),
         *("metrics", "data", "figures", "zoo"),
         *("classifiers", "settings", "run", "checkpoint", "annealing", "loggers", "commands"),
     },

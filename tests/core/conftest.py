@@ -157,8 +157,9 @@ def sampler_of(problems, make_sampler):
 
     def build(mode, **options):
         kind, informed, covariance = mode
-        problem = problems[kind]
-        options = {"informed": informed, "covariance": covariance} | options
+        problem = problems["spatial" if kind == "convolutional" else kind]
+        network = kind if kind == "convolutional" else "auto"
+        options = {"informed": informed, "covariance": covariance, "network": network} | options
         return make_sampler(problem, problem.shape, problem.shape, **options), problem.observe(3)
 
     return build

@@ -83,13 +83,15 @@ def test_untrained_kernels_are_the_reference(linear, informed, covariance):
     close(dense(kernel), torch.eye(4).double().expand(5, 2, 4, 4), 1e-12)
 
 
+@pytest.mark.parametrize("network", ["dense", "convolutional"])
 @pytest.mark.parametrize("informed", ["none", "gradient"])
-def test_untrained_spatial_kernels_are_the_reference(problems, informed):
+def test_untrained_spatial_kernels_are_the_reference(problems, informed, network):
     """Mutant: the guess network of the gradient mode with a head that is not zero."""
     problem = problems["spatial"]
     obs, z = problem.observe(2), draw(5, 2, 2, 4, 3)
-    unit = control((2, 4, 3), informed)
-    kernel = kernel_of(unit, z, Context(draw(2, 3, 4, 3), obs), problem)
+    unit = control((2, 4, 3), informed, network=network)
+    embedding = draw(2, 3) if network == "dense" else draw(2, 3, 4, 3)
+    kernel = kernel_of(unit, z, Context(embedding, obs), problem)
     assert kernel.shift.abs().max() == 0
     assert kernel.log_scale.abs().max() == 0
 

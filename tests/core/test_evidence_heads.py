@@ -17,7 +17,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor, atol: float = 1e-9) -> N
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=atol)
 
 
-@pytest.mark.parametrize("kind", ["vector", "spatial"])
+@pytest.mark.parametrize("kind", ["vector", "spatial", "convolutional"])
 def test_flow_of_the_start_is_log_z(sampler_of, kind):
     """Mutant: a flow of z_0 that depends on z_0, or the log Z of another observation."""
     sampler, obs = sampler_of((kind, "none", "diagonal"), flow=True)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from outsourced.encoders import ImageEncoder, SpatialEncoder, VectorEncoder
 from outsourced.networks import (
-    ImageEncoder,
-    SpatialEncoder,
+    FlatNetwork,
     SpatialNetwork,
     StepEmbedding,
-    VectorEncoder,
     VectorNetwork,
+    is_dense,
 )
 from outsourced.reference import Reference
 
@@ -72,6 +72,51 @@ def test_spatial_rows_depend_on_their_own_step_and_observation(levels):
         for n in range(3):
             alone = network(x[s, n][None, None], k[s : s + 1], e[n : n + 1])
             close(together[s, n], alone[0, 0])
+
+
+def test_flat_network_keeps_channels_and_pixels_in_their_places():
+    """Its linear skip, set to the identity on the first channel of the input, returns that channel.
+    Mutant: channels last while flattening, or height and width exchanged while unflattening."""
+    torch.manual_seed(0)
+    network = FlatNetwork(2, 3, (2, 5), 4, RHO, width=16, skip=1).double()
+    skip = network.dense.skip[1]
+    with torch.no_grad():
+        skip.bias.copy_(torch.eye(10, 24, dtype=torch.float64).flatten())
+    x, e, k = draw(2, 3, 2, 2, 5), draw(3, 4, seed=1), torch.tensor([4, 1])
+    out = network(x, k, e)
+    assert out.shape == (2, 3, 3, 2, 5)
+    close(out[:, :, 0], x[:, :, 0])
+    assert out[:, :, 1:].count_nonzero() == 0
+    randomise(network)
+    together = network(x, k, e)
+    for s in range(2):
+        for n in range(3):
+            alone = network(x[s, n][None, None], k[s : s + 1], e[n : n + 1])
+            close(together[s, n], alone[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "network", "dense"),
+    [
+        ((4096,), "auto", True),
+        ((4096,), "dense", True),
+        ((4, 16, 16), "auto", True),
+        ((4, 16, 17), "auto", False),
+        ((4, 64, 64), "dense", True),
+        ((1, 2, 2), "convolutional", False),
+    ],
+)
+def test_small_noise_gets_a_dense_network(shape, network, dense):
+    """Mutant: the limit compared with the pixels instead of the entries of the noise."""
+    assert is_dense(shape, network) is dense
+
+
+def test_networks_that_do_not_fit_are_refused():
+    """Mutant: an unknown name that silently means one of the known ones."""
+    with pytest.raises(ValueError, match=r"sampler.network must be one of .* got 'unet'"):
+        is_dense((4,), "unet")
+    with pytest.raises(ValueError, match=r"network=convolutional needs spatial noise .* \(4,\)"):
+        is_dense((4,), "convolutional")
 
 
 def test_odd_grids_are_the_corner_of_the_zero_padded_even_grid():

@@ -14,7 +14,11 @@ VECTOR_MODES = [
     for informed in ("none", "gradient", "gauss_newton")
     for covariance in ("diagonal", "full")
 ]
-SPATIAL_MODES = [("spatial", informed, "diagonal") for informed in ("none", "gradient")]
+SPATIAL_MODES = [
+    (kind, informed, "diagonal")
+    for kind in ("spatial", "convolutional")
+    for informed in ("none", "gradient")
+]
 MODES = VECTOR_MODES + SPATIAL_MODES
 
 
@@ -267,4 +271,4 @@ def test_bad_requests_are_refused(sampler_of, make_sampler, problems):
     with pytest.raises(
         ValueError, match=r"spatial noise \(2, 4, 3\) needs image features, got \(5,\)"
     ):
-        make_sampler(problems["spatial"], (2, 4, 3), (5,))
+        make_sampler(problems["spatial"], (2, 4, 3), (5,), network="convolutional")

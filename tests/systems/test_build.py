@@ -13,7 +13,8 @@ PRIOR = {"_target_": "outsourced.priors.LinearGaussian", "dim": 3}
 TASK = {"_target_": "outsourced.tasks.vectors.LinearMeasurement", "measurements": 2, "dim": 3}
 POSTERIOR = {"beta": 1.0, "chunk": 8, "precision": "float32"}
 CONFIG = {"prior": PRIOR, "task": {**TASK, "seed": 0, "sigma": 0.1}, "posterior": POSTERIOR}
-AUTO = {"informed": "auto", "covariance": "auto", "steps": 5}
+SIZES = {"width": "auto", "embedding": "auto"}
+AUTO = {"informed": "auto", "covariance": "auto", "network": "auto", **SIZES, "steps": 5}
 
 
 @pytest.mark.parametrize(
@@ -33,10 +34,30 @@ def test_auto(dim, differentiable, informed, covariance) -> None:
     posterior = build_posterior({**CONFIG, "prior": {**PRIOR, "dim": dim}, "task": task})
     posterior.prior.differentiable = differentiable
     resolved = resolve({"sampler": AUTO}, posterior)
-    assert resolved == {"informed": informed, "covariance": covariance, "steps": 5}
-    chosen = {"informed": "none", "covariance": "diagonal"}
+    sizes = {"network": "auto", "width": 256, "embedding": 128}
+    assert resolved == {"informed": informed, "covariance": covariance, **sizes, "steps": 5}
+    chosen = {"informed": "none", "covariance": "diagonal", **sizes, "width": 7}
     assert resolve({"sampler": chosen}, posterior) == chosen
     assert AUTO["informed"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("shape", "network", "width", "embedding"),
+    [
+        ((4, 8, 8), "auto", 512, 256),
+        ((16, 8, 8), "auto", 1024, 256),
+        ((4, 64, 64), "auto", 64, 64),
+        ((4, 8, 8), "convolutional", 64, 64),
+        ((208,), "auto", 416, 256),
+    ],
+)
+def test_networks_grow_with_the_noise(shape, network, width, embedding) -> None:
+    """Mutants: a dense network's width for the channels of a U-Net, or the pixels of the noise
+    counted without its channels."""
+    posterior = build_posterior(CONFIG)
+    posterior.prior.noise_shape = shape
+    resolved = resolve({"sampler": {**AUTO, "network": network}}, posterior)
+    assert (resolved["width"], resolved["embedding"]) == (width, embedding)
 
 
 def test_posterior_of_a_configuration() -> None:
