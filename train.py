@@ -53,7 +53,7 @@ def train(cfg: DictConfig) -> None:
     bank = PairBank.build(
         problem.posterior, cfg.data.bank_folder, cfg.data.bank_size, settings.seed
     )
-    data = PairData(bank, images, settings)
+    data = PairData(bank, images, settings, module.store(bank))
     metadata = {"prior": problem.posterior.prior.fingerprint(), "code": code_version()}
     if logger := instantiate(cfg.get("logger")):
         loggers.append(logger)

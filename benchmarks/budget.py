@@ -13,8 +13,6 @@ from benchmarks.tables import read_csv
 ROOT = Path(__file__).resolve().parents[1]
 PROBE = 40  # steps of each phase; the later half is timed, for the first ones start things up
 LOG_EVERY = 20
-# Shares of the time: the encoder alone, the likelihood of simulated pairs, the balance.
-SHARES = (0.05, 0.7, 0.25)
 
 
 @dataclass(frozen=True)
@@ -72,15 +70,28 @@ def read_pace(path: Path) -> tuple[float, float, float]:
     return found[0], found[1], found[2]
 
 
-def plan(seconds: float, paces: tuple[float, float, float], anchored: bool) -> Plan:
-    """The steps that fill `seconds` by `SHARES`.
+def recipe(overrides: list[str]) -> Plan:
+    """The steps of each phase that `train.py` would take with these arguments."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        trainer = compose("train", overrides=overrides).trainer
+    warm, anchors = min(trainer.warm_steps, trainer.max_steps), trainer.anchor_steps
+    return Plan(anchors, max(0, warm - anchors), trainer.max_steps - warm)
+
+
+def plan(seconds: float, paces: tuple[float, float, float], steps: Plan, anchored: bool) -> Plan:
+    """A recipe that is stretched or cut to fill `seconds`, its phases alike.
 
     Args:
         seconds: of training in all.
         paces: seconds a step of each phase.
-        anchored: whether the encoder is trained alone first; else the likelihood has that time.
+        steps: of the recipe.
+        anchored: whether the encoder is trained alone first; else its steps are warm ones.
     """
-    first, warm, balance = SHARES if anchored else (0.0, SHARES[0] + SHARES[1], SHARES[2])
-    shares = zip((first, warm, balance), paces, strict=True)
-    steps = [round(share * seconds / each) for share, each in shares]
-    return Plan(steps[0], max(1, steps[1]), max(1, steps[2]))
+    counts = (steps.anchors, steps.warm, steps.balance)
+    if not anchored:
+        counts = (0, steps.anchors + steps.warm, steps.balance)
+    spent = sum(count * each for count, each in zip(counts, paces, strict=True))
+    first, warm, balance = (count * seconds / spent for count in counts)
+    return Plan(round(first), max(1, round(warm)), round(balance))

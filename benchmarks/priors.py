@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.budget import pace, plan, train
+from benchmarks.budget import pace, plan, recipe, train
 from benchmarks.driver import call, check_conditions, parser, render, surroundings, told
 from benchmarks.merit import Cases, Effort, assess, averages, real, simulated
 from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
@@ -71,7 +71,7 @@ def trained(prior: str, folder: Path, minutes: float) -> Path:
     elif not run.folder.exists():
         paces = pace(overrides)
         anchored = paces[0] < paces[1] / 2
-        chosen = plan(60 * minutes, paces, anchored)
+        chosen = plan(60 * minutes, paces, recipe(overrides), anchored)
         train(run.folder, [*overrides, *chosen.overrides()])
     return run.folder
 

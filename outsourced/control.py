@@ -20,9 +20,11 @@ from outsourced.kernels import Kernel, rotate, strictly_lower
 from outsourced.networks import control_network
 from outsourced.reference import Reference
 
-INFORMED = ("none", "gradient", "gauss_newton")
+INFORMED = ("none", "anchor", "gradient", "gauss_newton")
+PATHWISE = ("none", "anchor")  # whose inputs carry the gradient of the path
 COVARIANCES = ("diagonal", "full")
 LOG_SCALE_LIMIT = 6.0  # a learned standard deviation moves by at most e^6 from its base
+ANCHOR_GAIN = 100.0  # the objective alone has to open these
 GATE_GAIN = 30.0  # lets the gates open before the network learns to do without them
 
 
@@ -33,8 +35,9 @@ class Control(nn.Module):
         reference: The uncontrolled process.
         noise_shape: Event shape of z: (d,) or (C, H, W).
         context: Size (channels) of the observation embedding.
-        informed: `none`, `gradient` (grad log r at a learned guess of z_K) or `gauss_newton`
-            (vector noise only: guess, covariance and step from a Laplace approximation).
+        informed: `none`, `anchor` (guess from a Gaussian about a given point, of learned width),
+            `gradient` (grad log r at a learned guess of z_K) or `gauss_newton` (vector noise only:
+            guess, covariance and step from a Laplace approximation).
         covariance: `diagonal`, or `full` (vector noise only: a learned triangular factor on top).
         width, depth: Size of the network.
         network: `dense`, `convolutional` (spatial noise only), or `auto`, see `is_dense`.
@@ -61,7 +64,7 @@ class Control(nn.Module):
         d = self.channels = noise_shape[0]
         triangle = d * (d - 1) // 2 if self.full else 0
         self.sizes = [d, d, d if informed == "gradient" else 0, triangle]
-        extra = {"none": 0, "gradient": 2 * d + 1, "gauss_newton": 3 * d}[informed]
+        extra = {"none": 0, "anchor": 2 * d, "gradient": 2 * d + 1, "gauss_newton": 3 * d}[informed]
         sizes = (d + extra, sum(self.sizes), noise_shape, context, reference.rho)
         self.network = control_network(*sizes, width, depth, skip=d, network=network)
         self.guidance: GradientGuidance | GaussNewtonGuidance | None = None
@@ -72,6 +75,7 @@ class Control(nn.Module):
             self.guidance = GradientGuidance(guess, reference)
         elif informed == "gauss_newton":
             self.guidance = GaussNewtonGuidance(reference)
+        if informed in ("anchor", "gauss_newton"):
             self.gate = nn.Parameter(torch.zeros(2, reference.steps))
 
     @staticmethod
@@ -87,7 +91,7 @@ class Control(nn.Module):
         if len(noise_shape) == 3 and (informed == "gauss_newton" or covariance == "full"):
             raise ValueError(
                 f"sampler.informed={informed}, sampler.covariance={covariance} need vector noise; "
-                f"for spatial noise {noise_shape} use informed=none|gradient and "
+                f"for spatial noise {noise_shape} use informed=none|anchor|gradient and "
                 "covariance=diagonal"
             )
 
@@ -112,6 +116,8 @@ class Control(nn.Module):
         if isinstance(self.guidance, GradientGuidance):
             assert conditioning is not None
             return self._gradient_kernel(z, k, context, conditioning)
+        if self.informed == "anchor":
+            return self._anchor_kernel(z, k, context)
         if guide is not None:
             return self._gauss_newton_kernel(z, k, context, guide)
         delta, log_std, _, lower = self._outputs([z], k, context)
@@ -142,6 +148,20 @@ class Control(nn.Module):
         )
         shift, log_std, gain, lower = self._outputs([z, delta, unit, size], k, context)
         return self._kernel(k, delta + shift + gain * unit, 2 * log_std, lower)
+
+    def _anchor_kernel(self, z: Tensor, k: Tensor, context: Context) -> Kernel:
+        anchored = context.anchored
+        assert anchored is not None
+        rho, spread = (self.reference.at(name, k, z) for name in ("rho", "spread"))
+        delta, c = anchored.posterior(z, rho, spread)
+        shift, log_std, _, lower = self._outputs([z, rho * z + spread * delta, delta], k, context)
+        # Bounded, since a gain as high as this makes every step of the optimiser a long one.
+        gates = 2 * torch.tanh(ANCHOR_GAIN / 2 * self.gate[:, k])
+        mean_gate, scale_gate = gates.reshape(*gates.shape, *[1] * (z.ndim - 1))
+        log_c = scale_gate * c.log()
+        # The network works in the standard deviations of the Gaussian.
+        delta = mean_gate * delta + shift * (0.5 * log_c).exp()
+        return self._kernel(k, delta, log_c + 2 * log_std, lower)
 
     def _gauss_newton_kernel(self, z: Tensor, k: Tensor, context: Context, guide: Tensor) -> Kernel:
         laplace = context.laplace

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from outsourced.kernels import rotate
-from outsourced.laplace import Laplace
+from outsourced.laplace import Anchored, Laplace
 from outsourced.networks import FlatNetwork, Modulation, VectorNetwork
 from outsourced.reference import Reference
 from outsourced.tasks.base import Observation
@@ -22,7 +22,10 @@ from outsourced.tasks.base import Observation
 class Conditioning(Protocol):
     """What a sampler may ask about its problem; `Posterior` answers."""
 
+    @property
+    def data_shape(self) -> tuple[int, ...]: ...
     def features(self, obs: Observation) -> Tensor: ...
+    def pairwise_log_reward(self, x: Tensor, obs: Observation) -> Tensor: ...
     def log_reward(self, z: Tensor, obs: Observation) -> Tensor: ...
     def grad_log_reward(self, z: Tensor, obs: Observation) -> tuple[Tensor, Tensor]: ...
     def gauss_newton(self, z: Tensor, obs: Observation) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -53,12 +56,14 @@ class Context:
         embedding: (N, c) for vector noise, (N, c, h, w) for spatial noise.
         obs: The N observations.
         laplace: Gauss-Newton approximation of each posterior, or None.
+        anchored: Gaussian about an anchor for each posterior, or None.
         once: What networks have computed from the embedding alone, by their identity.
     """
 
     embedding: Tensor
     obs: Observation
     laplace: Laplace | None = None
+    anchored: Anchored | None = None
     once: dict[int, Modulation] = field(default_factory=dict)
 
     def repeat(self, n: int) -> "Context":
@@ -70,7 +75,8 @@ class Context:
     def select(self, index: Tensor) -> "Context":
         """The observations at `index` (n,)."""
         laplace = None if self.laplace is None else self.laplace.select(index)
-        return Context(self.embedding[index], self.obs[index], laplace)
+        anchored = None if self.anchored is None else self.anchored.select(index)
+        return Context(self.embedding[index], self.obs[index], laplace, anchored)
 
 
 def evaluate(network: nn.Module, x: Tensor, k: Tensor, context: Context) -> Tensor:

@@ -46,6 +46,36 @@ class Laplace:
         return torch.einsum("nij,snj->sni", self.basis, c * force), c
 
 
+@dataclass
+class Anchored:
+    """A Gaussian posterior of z about an anchor, independent along the coordinates.
+
+    Attributes:
+        anchor: Its mean, (B, *noise_shape).
+        curvature: Precision that log r adds to that of N(0, I), > 0, (B, *noise_shape).
+        log_z: Estimate of log E_{N(0, I)}[r(z)] in nats, (B,).
+    """
+
+    anchor: Tensor
+    curvature: Tensor
+    log_z: Tensor
+
+    def select(self, index: Tensor) -> "Anchored":
+        """The Gaussians at `index` (n,)."""
+        return Anchored(*(value[index] for value in vars(self).values()))
+
+    def posterior(self, z: Tensor, rho: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised mean shift and variances of z_K given z_k = z, see `Laplace.posterior`.
+
+        log r has the gradient `anchor` at the anchor, where it balances that of N(0, I).
+
+        Returns:
+            delta: (S, N, *noise_shape), and c: in (0, 1], of the same shape.
+        """
+        c = 1 / (1 + spread**2 * self.curvature)
+        return c * spread * (self.anchor + self.curvature * (self.anchor - rho * z)), c
+
+
 class Target(Protocol):
     """log r of B posteriors, asked about the observations at `rows` only."""
 

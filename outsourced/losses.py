@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from outsourced.control import PATHWISE
 from outsourced.denoising import adjoint_pair, denoising_log_ratio
 from outsourced.guidance import Context
 from outsourced.objectives import Objective, PathLikelihood, Scores
@@ -52,9 +53,9 @@ class Losses:
             raise ValueError(
                 f"{name} needs the gradient of a differentiable prior; this one is a black box"
             )
-        if "path_gradient" in needs and self.sampler.control.informed != "none":
+        if "path_gradient" in needs and self.sampler.control.informed not in PATHWISE:
             raise ValueError(
-                f"{name} needs sampler.informed=none, whose inputs carry a path gradient"
+                f"{name} needs sampler.informed=none|anchor, whose inputs carry a path gradient"
             )
         paths = self.mixture.on + self.mixture.free + self.mixture.known
         if "groups" in needs and paths < 2:
@@ -106,7 +107,7 @@ class Losses:
         ratio = denoising_log_ratio(self.sampler, z[None], context, self.denoising_steps, device)
         loss = PathLikelihood()(Scores(log_ratio=ratio)).mean()
         figures = {"loss": float(loss.detach()), "loss/simulated": float(loss.detach())}
-        if context.laplace is not None:
+        if hasattr(self.sampler, "anchor"):
             anchor = self.sampler.anchor_loss(context.embedding, z).mean()
             loss = loss + anchor
             figures["loss/anchor"] = float(anchor.detach())

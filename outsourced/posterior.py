@@ -82,6 +82,17 @@ class Posterior:
         parts = (self.task.log_reward(self._decode(z[s]), obs[s]) for s in self._pieces(len(z)))
         return self.beta * torch.cat(list(parts))
 
+    def pairwise_log_reward(self, x: Tensor, obs: Observation) -> Tensor:
+        """beta log r(x_i, y_j) of data (N, *data_shape) and B observations, up to a constant of
+        y_j: (N, B) nats."""
+        score: Callable[[Tensor, Observation], Tensor] = self.task.pairwise_log_reward
+        return self.beta * score(x, obs)
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Event shape of x."""
+        return self.prior.data_shape
+
     def log_density(self, z: Tensor, obs: Observation) -> Tensor:
         """Unnormalised log pi(z | y): log_reward - |z|^2 / 2, (B,)."""
         return self.log_reward(z, obs) - 0.5 * z.flatten(1).square().sum(-1)

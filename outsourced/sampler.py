@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from outsourced.control import Control
+from outsourced.anchoring import Anchoring
+from outsourced.control import PATHWISE, Control
 from outsourced.encoders import observation_encoder
 from outsourced.guidance import Conditioning, Context, LaplaceTarget
 from outsourced.laplace import fit_laplace
@@ -45,6 +46,9 @@ class NoiseSampler(nn.Module):
         steps, schedule, log_snr_min, log_snr_max, late: See `Reference`.
         informed, covariance, width, depth, network: See `Control`.
         embedding: Size of the observation embedding.
+        lookup: Prior draws that are stored, the best of which is the anchor of an observation;
+            `anchor` only. `Lookup.fill` them before use.
+        climb: Gradients of log r by which an anchor is improved; `anchor` only, 0 for black boxes.
         anchor_steps: Most Gauss-Newton steps from the predicted anchor; `gauss_newton` only.
         flow: Also build the state flow log F(z_k, y) - log N(z_k) that sub-trajectory balance
             learns.
@@ -68,6 +72,8 @@ class NoiseSampler(nn.Module):
         depth: int = 2,
         embedding: int = 128,
         network: str = "auto",
+        lookup: int = 8192,
+        climb: int = 0,
         anchor_steps: int = 10,
         flow: bool = False,
         max_rows: int = 6400,
@@ -82,6 +88,11 @@ class NoiseSampler(nn.Module):
             self.noise_shape, tuple(feature_shape), embedding, self.dense
         )
         size = self.encoder.size
+        self.anchoring: Anchoring | None = None
+        if informed == "anchor":
+            shapes = self.noise_shape, conditioning.data_shape
+            self.anchoring = Anchoring(size, *shapes, self.dense, lookup, climb)
+            size += self.anchoring.size
         if informed == "gauss_newton":
             self.anchor = zero_(nn.Linear(size, 2 * noise_shape[0]))
             size += 2 * noise_shape[0]
@@ -109,6 +120,9 @@ class NoiseSampler(nn.Module):
     def encode(self, obs: Observation) -> Context:
         """Everything that is computed once per observation."""
         embedding = self.embed(obs)
+        if self.anchoring is not None:
+            anchored = self.anchoring(embedding, obs, self.conditioning)
+            return Context(self.anchoring.extend(embedding, anchored), obs, anchored=anchored)
         if self.control.informed != "gauss_newton":
             return Context(embedding, obs)
         start = self.anchor(embedding)[:, : self.noise_shape[0]].detach()
@@ -136,7 +150,8 @@ class NoiseSampler(nn.Module):
         """Learned log Z(y) in nats, (B,); on top of the Laplace estimate where there is one."""
         embedding = context.embedding if self.dense else context.embedding.mean((-2, -1))
         value = self.log_z_head(embedding).squeeze(-1)
-        return value if context.laplace is None else value + context.laplace.log_z
+        estimate = context.laplace or context.anchored
+        return value if estimate is None else value + estimate.log_z
 
     def log_flow(self, path: Path, context: Context) -> Tensor:
         """Learned log F(z_k, y) - log N(z_k) of the states k = 0 .. K-1, (K, n, B)."""
@@ -188,9 +203,9 @@ class NoiseSampler(nn.Module):
         Raises:
             ValueError: For a likelihood-informed control, whose inputs carry no gradient.
         """
-        if self.control.informed != "none":
+        if self.control.informed not in PATHWISE:
             raise ValueError(
-                "a path-wise gradient (objective=reverse_kl) needs sampler.informed=none, "
+                "a path-wise gradient (objective=reverse_kl) needs sampler.informed=none|anchor, "
                 f"got {self.control.informed!r}"
             )
         return self._roll_out(self.encode(obs), n, generator, 0.0)

@@ -22,6 +22,7 @@ class StepData(Dataset):
         settings: Batch sizes, number of steps and seed.
         start: Steps that are done already.
         rank: Of this process among several; each sees its own rows at every step.
+        reserved: First rows of the bank that are no training pairs.
     """
 
     def __init__(
@@ -31,9 +32,10 @@ class StepData(Dataset):
         settings: Settings,
         start: int,
         rank: int = 0,
+        reserved: int = 0,
     ):
         self.bank, self.images, self.settings = bank, images, settings
-        self.start, self.rank = start, rank
+        self.start, self.rank, self.reserved = start, rank, reserved
 
     def __len__(self) -> int:
         return self.settings.max_steps - self.start
@@ -47,7 +49,8 @@ class StepData(Dataset):
         )
         later = max(s.batch, s.groups)  # the later phases read the first of these
         count = max(s.anchor_batch, later) if step < s.anchor_steps else later
-        z, x = self.bank.rows(torch.randint(len(self.bank), (count,), generator=generator))
+        rows = torch.randint(self.reserved, len(self.bank), (count,), generator=generator)
+        z, x = self.bank.rows(rows)
         item: dict[str, Any] = {"step": step, "z": z, "x": x}
         if self.images is not None:
             rows = torch.randint(len(self.images), (s.groups,), generator=generator)
@@ -62,24 +65,32 @@ class PairData(lightning.LightningDataModule):
         bank: Pairs (z, f(z)).
         images: Real images (N, C, H, W), or None.
         settings: Batch sizes and seed.
+        reserved: First rows of the bank that are no training pairs: a sampler that looks draws up
+            among them would find the very noise it is asked for.
 
     Raises:
-        ValueError: Observations of images were asked for, but there are none.
+        ValueError: Observations of images were asked for, but there are none; or no pair is left.
     """
 
-    def __init__(self, bank: PairBank, images: Tensor | None, settings: Settings):
+    def __init__(
+        self, bank: PairBank, images: Tensor | None, settings: Settings, reserved: int = 0
+    ):
         super().__init__()
+        if len(bank) <= reserved:
+            raise ValueError(
+                f"data.bank_size must be > sampler.lookup = {reserved}, got {len(bank)}"
+            )
         if settings.observations != "simulated" and images is None:
             raise ValueError(
                 f"data.observations={settings.observations} needs data.images; for priors without "
                 "real data use data.observations=simulated"
             )
-        self.bank, self.settings = bank, settings
+        self.bank, self.settings, self.reserved = bank, settings, reserved
         self.images = None if settings.observations == "simulated" else images
         self.start = 0
 
     def train_dataloader(self) -> DataLoader:
         """One item a step, from `start` on."""
         rank = 0 if self.trainer is None else self.trainer.global_rank
-        data = StepData(self.bank, self.images, self.settings, self.start, rank)
+        data = StepData(self.bank, self.images, self.settings, self.start, rank, self.reserved)
         return DataLoader(data, batch_size=None)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from outsourced.annealing import next_beta
+from outsourced.bank import PairBank
 from outsourced.checkpoint import optimizer_tensors
 from outsourced.losses import Losses
 from outsourced.objectives import Objective, PathLikelihood
@@ -72,6 +73,16 @@ class SamplerTraining(lightning.LightningModule):
     @property
     def _posterior(self) -> Posterior:
         return self.losses.posterior
+
+    def store(self, bank: PairBank) -> int:
+        """Give the sampler the first draws of the bank to look up; returns how many."""
+        if self.sampler.anchoring is None:
+            return 0
+        lookup = self.sampler.anchoring.lookup
+        lookup.fill(*bank.rows(torch.arange(min(len(lookup), len(bank)))))
+        for name, value in lookup.state_dict(prefix="anchoring.lookup.").items():
+            self.average[name] = value.clone()
+        return len(lookup)
 
     def on_fit_start(self) -> None:
         self._posterior.to(self.device)

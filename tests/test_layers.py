@@ -27,7 +27,8 @@ LAYERS = (
     {"sampler"},
     {"control"},
     {"guidance"},
-    {"pictures"},
+    {"anchoring"},
+    {"pictures", "lookup"},
     {
         *(
             "moves",
@@ -38,6 +39,7 @@ LAYERS = (
             "reference",
             "kernels",
             "laplace",
+            "climb",
             "objectives",
         ),
         *("metrics", "data", "figures", "zoo"),

@@ -151,3 +151,13 @@ class Task(nn.Module):
             obs: B observations, one for each x.
         """
         raise NotImplementedError(f"{type(self).__name__} must define log_reward(x, obs)")
+
+    def pairwise_log_reward(self, x: Tensor, obs: Observation) -> Tensor:
+        """Return log r(x_i, y_j) of all pairs, (N, B) nats, up to a constant of y_j.
+
+        Args:
+            x: data, (N, *data_shape).
+            obs: B observations.
+        """
+        columns = [self.log_reward(x, obs[j].repeat(len(x))) for j in range(len(obs))]
+        return torch.stack(columns, 1)

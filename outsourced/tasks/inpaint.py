@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .base import Observation
 from .masks import RandomBox
 from .measurement import Measurement
 
@@ -37,6 +38,25 @@ class Inpaint(Measurement):
         shape = tuple(int(s) for s in data_shape)
         _check_masks(mask(2, shape, torch.Generator().manual_seed(0)), shape)
         super().__init__(Inpainting(img_size=shape), shape, sigma, partial(_mask_params, mask))
+
+    def pairwise_log_reward(self, x: Tensor, obs: Observation) -> Tensor:
+        """Return log p(y_j | x_i) - log p(y_j | 0) of all pairs, (N, B) nats.
+
+        Two matrix products: |m (y - x)|^2 - |m y|^2 = m . x^2 - 2 m y . x for a binary mask m.
+
+        Args:
+            x: images, (N, C, H, W).
+            obs: B observations.
+
+        Raises:
+            ValueError: when an observation or an image does not fit the task.
+        """
+        self.check(obs)
+        self._check_shape("x", x, self.data_shape)
+        mask = obs.params["mask"].expand_as(obs.y).flatten(1)
+        flat = x.flatten(1)
+        square = flat.square() @ mask.T - 2 * flat @ (mask * obs.y.flatten(1)).T
+        return -0.5 * square / obs.sigma.square()
 
 
 def _mask_params(

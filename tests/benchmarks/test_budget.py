@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.budget import LOG_EVERY, PROBE, Plan, plan, read_pace
+from benchmarks.budget import LOG_EVERY, PROBE, Plan, plan, read_pace, recipe
 
 
 def test_pace_is_that_of_the_later_half_of_each_phase(tmp_path):
@@ -18,14 +18,22 @@ def test_pace_is_that_of_the_later_half_of_each_phase(tmp_path):
 
 @pytest.mark.parametrize("anchored", [True, False])
 def test_a_plan_fills_the_time(anchored):
-    """Mutant: shares of steps instead of time; the anchors' time lost where there are none."""
+    """Mutant: the anchors' steps lost where there are none, or only the last phase stretched."""
     paces = (0.01, 0.2, 0.5)
-    found = plan(600, paces, anchored)
+    found = plan(600, paces, Plan(100, 200, 50), anchored)
     steps = found.anchors, found.warm, found.balance
     spent = sum(count * each for count, each in zip(steps, paces, strict=True))
     assert spent == pytest.approx(600, rel=0.002)
     assert (found.anchors > 0) == anchored
-    assert found.balance * 0.5 == pytest.approx(150, rel=0.01)
+    assert found.warm / found.balance == pytest.approx(4 if anchored else 6, rel=0.01)
+
+
+def test_the_recipe_is_that_of_the_configuration():
+    """Mutant: the trainer's own defaults where the prior has settings; anchors counted twice."""
+    assert recipe(["prior=fashion_vae", "task=inpaint"]) == Plan(1500, 3300, 350)
+    cut = ["trainer.anchor_steps=0", "trainer.warm_steps=5", "trainer.max_steps=4"]
+    assert recipe(["prior=fashion_gan", "task=inpaint", *cut]) == Plan(0, 4, 0)
+    assert recipe(["prior=fashion_gan"]).balance > 100 * recipe(["prior=fashion_gan"]).warm
 
 
 def test_overrides_count_phases_from_the_start():

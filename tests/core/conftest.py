@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from outsourced.control import GATE_GAIN
+from outsourced.control import ANCHOR_GAIN, GATE_GAIN
 from outsourced.reference import Reference
 from outsourced.sampler import NoiseSampler
 from outsourced.tasks.base import Observation
@@ -90,7 +90,7 @@ class Saturating:
     """y = tanh(z) + sigma n, entry by entry, for noise of any shape: a nonlinear posterior."""
 
     def __init__(self, shape: tuple[int, ...]):
-        self.shape = shape
+        self.shape = self.data_shape = shape
 
     def observe(self, n: int, sigma: float = 0.4, seed: int = 6) -> Observation:
         y = torch.tanh(randn(n, *self.shape, seed=seed))
@@ -101,6 +101,10 @@ class Saturating:
 
     def log_reward(self, z: Tensor, obs: Observation) -> Tensor:
         square = (obs.y - torch.tanh(z)).square().flatten(1).sum(-1)
+        return -0.5 * square / obs.sigma.square()
+
+    def pairwise_log_reward(self, x: Tensor, obs: Observation) -> Tensor:
+        square = (obs.y - x[:, None]).square().flatten(2).sum(-1)
         return -0.5 * square / obs.sigma.square()
 
     def grad_log_reward(self, z: Tensor, obs: Observation) -> tuple[Tensor, Tensor]:
@@ -160,7 +164,15 @@ def sampler_of(problems, make_sampler):
         problem = problems["spatial" if kind == "convolutional" else kind]
         network = kind if kind == "convolutional" else "auto"
         options = {"informed": informed, "covariance": covariance, "network": network} | options
-        return make_sampler(problem, problem.shape, problem.shape, **options), problem.observe(3)
+        if informed == "anchor":
+            options = {"lookup": 20, "climb": 3} | options
+        sampler = make_sampler(problem, problem.shape, problem.shape, **options)
+        if sampler.anchoring is not None:
+            with torch.no_grad():
+                sampler.control.gate.mul_(5 / ANCHOR_GAIN)  # half open, not far beyond the limit
+            z = randn(20, *problem.shape, seed=7)
+            sampler.anchoring.lookup.fill(z, torch.tanh(z))
+        return sampler, problem.observe(3)
 
     return build
 

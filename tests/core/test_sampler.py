@@ -11,13 +11,13 @@ from outsourced.tasks.base import Observation
 
 VECTOR_MODES = [
     ("vector", informed, covariance)
-    for informed in ("none", "gradient", "gauss_newton")
+    for informed in ("none", "anchor", "gradient", "gauss_newton")
     for covariance in ("diagonal", "full")
 ]
 SPATIAL_MODES = [
     (kind, informed, "diagonal")
     for kind in ("spatial", "convolutional")
-    for informed in ("none", "gradient")
+    for informed in ("none", "anchor", "gradient")
 ]
 MODES = VECTOR_MODES + SPATIAL_MODES
 
@@ -207,10 +207,11 @@ def test_backward_path_keeps_its_ends_in_place(sampler_of):
         close(sampler.log_ratio(path, obs), kernels_by_hand(sampler, path, obs).sum(0), 1e-3)
 
 
-def test_pathwise_gradient_matches_finite_differences(sampler_of, problems):
+@pytest.mark.parametrize("informed", ["none", "anchor"])
+def test_pathwise_gradient_matches_finite_differences(sampler_of, problems, informed):
     """ELBO along a random direction of all weights, with the noise held. Mutant: a detached state
     in the roll-out, or the ratio's dependence on the path left out."""
-    sampler, obs = sampler_of(("vector", "none", "full"))
+    sampler, obs = sampler_of(("vector", informed, "full"))
 
     def loss(model):
         path = model.differentiable_path(obs, 2, seeded())
@@ -264,7 +265,7 @@ def test_the_frozen_problem_stays_out_of_the_weights(make_sampler, problems):
 def test_bad_requests_are_refused(sampler_of, make_sampler, problems):
     """Mutant: a path-wise gradient that silently misses the guidance's part."""
     informed, obs = sampler_of(("vector", "gradient", "diagonal"))
-    with pytest.raises(ValueError, match=r"needs sampler.informed=none, got 'gradient'"):
+    with pytest.raises(ValueError, match=r"needs sampler.informed=none\|anchor, got 'gradient'"):
         informed.differentiable_path(obs, 1)
     with pytest.raises(ValueError, match=r"no flow network; build it with sampler.flow=true"):
         informed.log_flow(informed.forward_path(obs, 1), informed.encode(obs))

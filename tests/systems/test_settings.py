@@ -28,7 +28,8 @@ def test_learning_rate(module_of, problem) -> None:
 def test_data_of_a_step_depend_on_the_step_alone(settings, problem, tmp_path) -> None:
     """Item i of data that start at s is item s + i of all, with the rows that both phases read.
 
-    Mutants: a generator that runs on, rows of the bank whose x is another's.
+    Mutants: a generator that runs on, rows of the bank whose x is another's, or training pairs
+    among those that are looked up.
     """
     bank, s = problem().bank(tmp_path, 64), settings(batch=4, groups=7)
     images = torch.arange(50.0)[:, None]
@@ -42,6 +43,11 @@ def test_data_of_a_step_depend_on_the_step_alone(settings, problem, tmp_path) ->
     items = list(whole)
     assert items[0]["z"].shape == (7, 2)
     assert len({tuple(item["images"].flatten().tolist()) for item in items}) == 12
+    kept = StepData(bank, images, s, 0, reserved=62)
+    allowed = {tuple(row.tolist()) for row in bank.rows(torch.tensor([62, 63]))[0]}
+    assert {tuple(row.tolist()) for item in kept for row in item["z"]} == allowed
+    with pytest.raises(ValueError, match=r"data.bank_size must be > sampler.lookup = 64, got 64"):
+        PairData(bank, images, s, reserved=64)
     with pytest.raises(ValueError, match=r"data.observations=mixed needs data.images"):
         PairData(bank, None, settings(observations="mixed"))
 

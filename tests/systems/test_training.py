@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 
 from outsourced.annealing import conditional_ess
 from outsourced.fit import fit
-from outsourced.objectives import TrajectoryBalance
+from outsourced.objectives import PathLikelihood, TrajectoryBalance
 from outsourced.paths import SOURCES
 from outsourced.run import Run
 from outsourced.stepdata import PairData
@@ -227,3 +227,20 @@ def test_anchor_phase(module_of, problem, tmp_path) -> None:
     assert first > last + 0.1
     plain = module_of(problem(), warm_steps=70, anchor_steps=60)
     assert plain.phases()[0][:2] == (0, 0)
+
+
+def test_stored_draws_are_the_first_of_the_bank(module_of, problem, tmp_path) -> None:
+    """They are in the weights that are kept, and stay as they are in training.
+
+    Mutants: random rows, which are training pairs too; an average that still holds zeros.
+    """
+    p = problem(informed="anchor", lookup=16)
+    module = module_of(p, PathLikelihood(), max_steps=4, ramp=1)
+    assert module.store(p.bank(tmp_path)) == 16
+    z, x = p.bank(tmp_path).rows(torch.arange(16))
+    run(p, module, tmp_path)
+    for name, value in (("anchoring.lookup.z", z), ("anchoring.lookup.x", x)):
+        torch.testing.assert_close(module.average[name].float(), value, rtol=1e-3, atol=1e-3)
+        assert torch.equal(module.average[name], module.sampler.state_dict()[name])
+    assert problem().sampler.anchoring is None
+    assert module_of(problem(), PathLikelihood(), max_steps=4).store(p.bank(tmp_path)) == 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from outsourced.tasks import FixedMask, RandomBox, RandomPixels
+from outsourced.tasks import FixedMask, Inpaint, RandomBox, RandomPixels, Task
 
 SHAPE = (3, 12, 16)
 
@@ -95,3 +95,18 @@ def test_errors_name_the_mask(tmp_path: Path):
         RandomPixels(0.5, 1.0)
     with pytest.raises(ValueError, match=r"\(C, H, W\)"):
         RandomBox(1, 1)(1, (5,))
+
+
+def test_pairwise_rewards_of_inpainting_are_those_of_single_pairs():
+    """Up to a constant of the observation. Mutant: hidden pixels counted, a noise level that all
+    observations share, or rows and columns exchanged."""
+    task = Inpaint((1, 12, 12), RandomBox(3, 6), sigma=[0.1, 0.5])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(7, 1, 12, 12, generator=generator) * 2 - 1
+    obs = task.sample(torch.rand(4, 1, 12, 12, generator=generator), generator)
+    fast, slow = task.pairwise_log_reward(x, obs), Task.pairwise_log_reward(task, x, obs)
+    assert fast.shape == (7, 4)
+    torch.testing.assert_close(fast - fast[:1], slow - slow[:1], rtol=1e-4, atol=0.02)
+    assert slow.std(0).min() > 10
+    with pytest.raises(ValueError, match=r"task.x must be \(B, \*\(1, 12, 12\)\)"):
+        task.pairwise_log_reward(x[..., :5], obs)
