@@ -21,9 +21,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from outsourced.allocator import keep_freed_memory
-from outsourced.data import load_fashion_mnist, to_model_range
+from outsourced.classifiers import FashionFeatures
+from outsourced.data import FASHION_CLASSES, load_fashion_mnist, to_model_range
+from outsourced.metrics import psnr
+from outsourced.priors import LatentDiffusionPrior
 from outsourced.weights import ZOO_WEIGHTS
-from outsourced.zoo.captions import LONGEST, draw_captions, prompt_table, tokenizer
+from outsourced.zoo.captions import LONGEST, caption, draw_captions, prompt_table, tokenizer
+from outsourced.zoo.quality import draw
 
 LATENT, CLIP_SNR = 4, 5.0
 
@@ -100,9 +104,9 @@ def noise_schedule() -> Any:
     )
 
 
-def averaged(module: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average of a module's weights."""
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+def averaged(module: nn.Module, decay: float, steps: int) -> AveragedModel:
+    """Exponential moving average of a module's weights; it forgets the start of short trainings."""
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(min(decay, 1 - 3 / steps)))
 
 
 def updates(
@@ -133,7 +137,7 @@ def train_autoencoder(
     """Least absolute error with a faint KL, which keeps the latents smooth and bounded."""
     generator = torch.Generator().manual_seed(seed)
     vae = autoencoder().to(memory_format=torch.channels_last)
-    average = averaged(vae, 0.998)
+    average = averaged(vae, 0.998, steps)
     for step, progress in updates(vae, average, steps, rate):
         rows = torch.randint(len(x_all), (batch,), generator=generator)
         x = x_all[rows]
@@ -170,7 +174,7 @@ def train_denoiser(
     generator = torch.Generator().manual_seed(seed)
     alphas, table = noise_schedule().alphas_cumprod, prompt_table(tokens)
     pair = nn.ModuleDict({"unet": denoiser(), "text": text_encoder(tokens)})
-    average = averaged(pair, 0.9995)
+    average = averaged(pair, 0.9995, steps)
     for step, progress in updates(pair, average, steps, rate):
         rows = torch.randint(len(code), (batch,), generator=generator)
         time = torch.randint(len(alphas), (batch,), generator=generator)
@@ -207,6 +211,53 @@ def save_pipeline(folder: Path, vae: Any, unet: Any, text: Any, tokens: Any) -> 
     pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
 
 
+@torch.no_grad()
+def steering(folder: Path, guidance: float, steps: int, n: int, seed: int) -> Tensor:
+    """Share of the n samples of each garment's prompt that fashion_features calls that garment.
+
+    Args:
+        folder: pipeline.
+        guidance: weight of classifier-free guidance.
+        steps: DDIM steps.
+        n: samples for each of the 10 prompts.
+        seed: of the noise.
+
+    Returns:
+        shares, (10,), in the order of the classes.
+    """
+    judge, shares = FashionFeatures.from_weights(), []
+    for label in range(len(FASHION_CLASSES)):
+        settings = {"guidance": guidance, "steps": steps}
+        prior = LatentDiffusionPrior(str(folder), prompt=caption(label), **settings)
+        guess = judge.log_probs(draw(prior, n, seed)).argmax(1)
+        shares.append((guess == label).float().mean())
+    return torch.stack(shares)
+
+
+@torch.no_grad()
+def evaluate(folder: Path, test: Tensor, n: int) -> dict[str, str]:
+    """Compute the rows of the card that only this family has.
+
+    Args:
+        folder: pipeline.
+        test: test images in [-1, 1], (M, C, H, W).
+        n: samples for each prompt.
+
+    Returns:
+        name -> value, in the order of the card.
+    """
+    prior = LatentDiffusionPrior(str(folder))
+    decoded = torch.cat([prior.decode(prior.encode(x)).clamp(-1, 1) for x in test.split(500)])
+    rows = {"test reconstruction PSNR of the autoencoder, dB": f"{psnr(decoded, test).mean():.2f}"}
+    for guidance, steps in ((1.0, 20), (3.0, 20), (3.0, 12)):
+        shares = steering(folder, guidance, steps, n, seed=0)
+        worst = int(shares.argmin())
+        rows[f"prompts obeyed at guidance {guidance:g}, {steps} DDIM steps"] = (
+            f"{shares.mean():.3f}, least {shares[worst]:.3f} ({FASHION_CLASSES[worst]})"
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ZOO_WEIGHTS / "fashion_sd")
@@ -215,9 +266,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", help="where the full data set lies")
+    parser.add_argument("--evaluate", action="store_true", help="print the card's rows of --out")
+    parser.add_argument("--n", type=int, default=100, help="with --evaluate: samples of a prompt")
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
+    if args.evaluate:
+        test = to_model_range(load_fashion_mnist("test", args.folder)[0])
+        for name, value in evaluate(args.out, test, args.n).items():
+            print(f"| {name} | {value} |")
+        return
     images, labels = load_fashion_mnist("train", args.folder)
     x_all, tokens = to_model_range(images), tokenizer()
     torch.manual_seed(args.seed)
