@@ -135,7 +135,7 @@ def test_pixels_and_flows(ddpm_folder, sd3_folder) -> None:
     plain = DiffusionPrior(str(ddpm_folder), steps=3)
     pixels = Posterior(plain, Denoise(plain.data_shape, sigma=0.1))
     obs, z = draws(pixels)
-    guided = [DPS(pixels, omega=0.5, steps=20, clip=False), DAPS(pixels, steps=5)]
+    guided = [DPS(pixels, omega=2.0, steps=20, clip=False), DAPS(pixels, steps=5)]
     free = DPS(pixels, omega=0.0, steps=20, clip=False)
     far = free.residual(free.solve(z, obs, torch.Generator().manual_seed(0)), obs)
     for solver in guided:

@@ -75,7 +75,8 @@ class GaussianLatent(GaussianDiffusion):
         h = h + self.bend * h.sin()
         if generator is None:
             return h
-        return h + self.spread * torch.randn(h.shape, generator=generator, dtype=h.dtype)
+        spread = self.spread * (1 + self.bend * h.cos())
+        return h + spread * torch.randn(h.shape, generator=generator, dtype=h.dtype)
 
 
 def posterior(
