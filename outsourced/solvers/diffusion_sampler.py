@@ -24,6 +24,7 @@ from outsourced.tasks.measurement import Measurement
 
 Preview = Callable[[int, Tensor], None]
 Loss = Callable[[Tensor, Tensor], Tensor]
+Network = Callable[[Tensor], Tensor]
 
 
 class Diverged(ValueError):
@@ -249,7 +250,7 @@ class DiffusionSampler:
 
         return self._apply(call, x)
 
-    def _apply(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    def _apply(self, function: Network, value: Tensor) -> Tensor:
         """A network in the posterior's precision, checkpointed where that is asked for."""
 
         def call(value: Tensor) -> Tensor:

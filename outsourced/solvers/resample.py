@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from outsourced.posterior import Posterior
-from outsourced.solvers.diffusion_sampler import DiffusionSampler
+from outsourced.solvers.diffusion_sampler import DiffusionSampler, Network
 from outsourced.solvers.levels import ancestral_variance
 from outsourced.solvers.moment import Moment
 from outsourced.solvers.prerequisites import check_counts, check_eta
@@ -22,11 +21,10 @@ PIXEL_RATE, LATENT_RATE = 1e-2, 5e-3  # of Adam, as the authors'
 class ReSample(DiffusionSampler):
     """Now and then fit the clean estimate to y down to the noise, and noise the fit again.
 
-    Song et al., ICLR 2024, arXiv 2307.08123, algorithm 1 and eq. 12. As in the authors' code: the
-    first third of the steps is guided only (by omega ᾱ_t ∇‖y - A D(ẑ_0)‖), then every `every`-th
-    step fits, in pixels in the second third and in latents in the last; so does the last step.
-    Unlike there, each sample's fit ends where its residual is sigma, as the paper wants it, Adam
-    has no weight decay, and no extra steps are taken before a fit.
+    Song et al., ICLR 2024, arXiv 2307.08123, algorithm 1. As in the authors' code, all steps are
+    guided by omega ᾱ_t ∇‖y - A D(ẑ_0)‖, every `every`-th fits too, in pixels in the second third
+    of the steps and in latents in the last, and so does the last step. Unlike there, each sample's
+    fit ends at a residual of sigma, Adam has no weight decay, and no steps precede a fit.
 
     Args:
         posterior: a latent diffusion or flow, and a measurement.
@@ -87,20 +85,18 @@ class ReSample(DiffusionSampler):
         mean = share * at.after.signal * clean + (1 - share) * moved
         return mean + math.sqrt(share * noise) * at.normal(mean)
 
-    def fit(
-        self, start: Tensor, image_of: Callable[[Tensor], Tensor], obs: Observation, rate: float
-    ) -> Tensor:
+    def fit(self, start: Tensor, image_of: Network, obs: Observation, rate: float) -> Tensor:
         """Lower ‖y - A image_of(value)‖ by Adam, each sample until its residual is sigma."""
         value = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([value], lr=rate)
         for _ in range(self.iterations):
             with torch.enable_grad():
                 whitened = self.task.whitened_residual(image_of(value), obs)
-                (value.grad,) = torch.autograd.grad(0.5 * whitened.square().sum(), value)
+                (value.grad,) = torch.autograd.grad(whitened.square().sum(), value)
             far = whitened.square().sum(1) > self.task.count(obs)
             if not far.any():
                 break
-            before = value.detach().clone()
+            before, still = value.detach().clone(), far.reshape(-1, *[1] * (value.ndim - 1))
             optimizer.step()
-            value.data = torch.where(far.reshape(-1, *[1] * (value.ndim - 1)), value.data, before)
+            value.data = torch.where(still, value.data, before)
         return value.detach()

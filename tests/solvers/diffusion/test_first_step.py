@@ -112,12 +112,13 @@ def test_gml_dps() -> None:
     torch.testing.assert_close(solver.step(z, first(solver, obs))[0], expected)
 
 
-def test_psld_paper() -> None:
+@pytest.mark.parametrize("rows", [4, 5])  # of as many as data, the identity would fit too
+def test_psld_paper(rows: int) -> None:
     """Squared norms, true adjoint, encoder's mode.
 
     Mutant: unsquared norms, the identity for Aᵀ, y for Aᵀy, a sampled encoder, x⊕ detached.
     """
-    solver, obs, z, hand = setup(PSLD, variant="paper", omega=OMEGA, gamma=GAMMA)
+    solver, obs, z, hand = setup(PSLD, rows, variant="paper", omega=OMEGA, gamma=GAMMA)
     prior, M = solver.prior, hand.M
     glued = obs.y @ M + hand.x - hand.x @ M.T @ M
     u = hand.clean - glued @ prior.E.T - prior.e
