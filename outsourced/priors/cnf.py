@@ -152,6 +152,9 @@ class CNF(Prior):
         ValueError: an unknown solver, or no steps.
     """
 
+    alphas_cumprod = None  # a flow, not a diffusion
+    shift = 1.0  # of its times
+
     def __init__(
         self,
         velocity: Velocity,
@@ -190,6 +193,20 @@ class CNF(Prior):
     def calls(self) -> int:
         """Evaluations of the network for one x."""
         return CALLS[self.solver] * self.steps
+
+    def predict_velocity(self, z_t: Tensor, timestep: float | Tensor) -> Tensor:
+        """The model's estimate of ε - x in z_t = (1 - s) x + s ε, as of `DiffusionPrior`.
+
+        Args:
+            z_t: Noisy images, (B, C, H, W).
+            timestep: 1000 s = 1000 (1 - t), t the flow time; a number or numbers (B,).
+        """
+        time = torch.as_tensor(timestep, dtype=z_t.dtype, device=z_t.device)
+        return -self.velocity(z_t, (1 - time / 1000).expand(len(z_t)))
+
+    def decode(self, h: Tensor) -> Tensor:
+        """Images of what the ODE moves: the pixels themselves."""
+        return h
 
     def forward(self, z: Tensor) -> Tensor:
         """Integrate the ODE from noise to images, both (B, C, H, W)."""

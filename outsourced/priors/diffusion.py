@@ -106,6 +106,16 @@ class DiffusionPrior(Prior):
         return self.schedule.timesteps
 
     @property
+    def calls(self) -> int:
+        """Evaluations of the network for one x, a guided pair counted once."""
+        return self.schedule.steps
+
+    @property
+    def shift(self) -> float:
+        """Shift of the times of a rectified flow, s -> shift s / (1 + (shift - 1) s)."""
+        return self.schedule.shift
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the network's weights."""
         return next(self.network.parameters()).dtype
@@ -141,16 +151,16 @@ class DiffusionPrior(Prior):
             return call if grad and self.checkpointing else function
 
         x = self.schedule.integrate(again(self._predict), z.to(self.dtype))
-        x = again(self._finish)(x)
+        x = again(self.decode)(x)
         return (x.clamp(-1, 1) if self.clamp else x).to(z.dtype)
 
     def _predict(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Output of the network at (B, ...) and a timestep () or (B,), with guidance if any."""
         return self.network(x, timestep, return_dict=False)[0]
 
-    def _finish(self, x: Tensor) -> Tensor:
-        """The image of a sample."""
-        return x
+    def decode(self, h: Tensor) -> Tensor:
+        """Images, (B, C, H, W), not clamped, of what is denoised: here the pixels themselves."""
+        return h
 
     def chunk_size(self, device: torch.device, grad: bool) -> int:
         """Samples whose activations fit into `memory_gb`, 1 at least."""
@@ -159,7 +169,7 @@ class DiffusionPrior(Prior):
             like = torch.empty((1, *self.noise_shape), dtype=self.dtype, device=device)
             time = self.timesteps[0].to(device)
             step = bytes_per_sample(lambda x: self._predict(x, time), like, grad)
-            last = bytes_per_sample(self._finish, like, grad)
+            last = bytes_per_sample(self.decode, like, grad)
             kept = grad and not self.checkpointing
             cost = self.schedule.steps * step + last if kept else max(step, last)
             self._chunks[key] = max(1, int((self.memory_gb or 0) * 2**30 // cost))

@@ -159,9 +159,6 @@ class LatentDiffusionPrior(DiffusionPrior):
             condition["pooled_projections"] = self.pooled.repeat_interleave(each, dim=0)
         return self.network(x, timestep=timestep, return_dict=False, **condition)[0]
 
-    def _finish(self, x: Tensor) -> Tensor:
-        return self.decode(x)
-
     def decode(self, h: Tensor) -> Tensor:
         """Images, (B, C, H, W), not clamped, of scaled latents (B, *noise_shape)."""
         scaled = h.to(self.vae.dtype) / self.vae.config.scaling_factor

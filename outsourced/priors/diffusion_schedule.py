@@ -92,6 +92,17 @@ class Schedule:
             changes["flow_shift"] = shift
         return getattr(diffusers, CLASSES[self.name]).from_config(config, **changes)
 
+    @property
+    def shift(self) -> float:
+        """Shift of a rectified flow's times (Esser et al., 2024, arXiv 2403.03206, eq. 23); else 1.
+
+        Both names exist, and a scheduler that is not the model's own knows `flow_shift` only.
+        """
+        if not self.flow:
+            return 1.0
+        name = "shift" if self.name == "flow_match_euler" else "flow_shift"
+        return float(self.config.get(name) or 1.0)
+
     def begin(self, device: Any = None) -> Any:
         """A fresh diffusers scheduler, its times set: multi-step ones remember earlier steps."""
         scheduler = self._build(self.config)

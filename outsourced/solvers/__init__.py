@@ -2,6 +2,25 @@
 
 from outsourced.solvers.amortized import Amortized
 from outsourced.solvers.base import Samples, Solver
+from outsourced.solvers.daps import DAPS
+from outsourced.solvers.dps import DPS
+from outsourced.solvers.flow_dps import FlowDPS
+from outsourced.solvers.gml_dps import GMLDPS
+from outsourced.solvers.latent_dps import LatentDPS
 from outsourced.solvers.mala import Mala
+from outsourced.solvers.psld import PSLD
+from outsourced.solvers.resample import ReSample
 
-__all__ = ["Amortized", "Mala", "Samples", "Solver"]
+__all__ = [
+    "DAPS",
+    "DPS",
+    "GMLDPS",
+    "PSLD",
+    "Amortized",
+    "FlowDPS",
+    "LatentDPS",
+    "Mala",
+    "ReSample",
+    "Samples",
+    "Solver",
+]
