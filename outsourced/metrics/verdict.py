@@ -10,6 +10,9 @@ from torch import Tensor
 GOOD_ESS = 0.5  # uncorrected: the chi-square distance to the posterior is 1 / ess - 1 <= 1
 GOOD_DRAWS = 20.0  # corrected by resampling: this many effective candidates
 GOOD_RHAT = 1.05
+# Many short chains from proposals, of which the last states count. R-hat = sqrt(1 + 1 / (k - 1))
+# where a quarter of the run is worth k draws: at 1.5 the run is 7 autocorrelation times long.
+GOOD_MOVES = 1.5
 GOOD_LOG_Z_STD = 0.5  # particle methods: estimated error of log Z in nats
 GOOD_SHARE = 0.9  # of the observations must be good
 MOST_CANDIDATES = 4096  # beyond it, moves are cheaper than proposals
@@ -24,12 +27,12 @@ def verdict(
     """One sentence that begins with `trust`, `correct`, `continue`, `retrain` or `unknown`.
 
     An observation is good, by the first of these that is known, where its chains agree (R-hat <=
-    1.05) or start from a proposal that is good itself, its log Z is known to 0.5 nats, its draws
-    are independent by construction, or its weights say so: an effective sample size of half of the
-    uncorrected draws, or of 20 resampled candidates. With 9 of 10 good the samples are to be
-    trusted. Else the cheapest correction that can mend them is named: resampling, where 20
-    effective candidates take at most 4096; moves, where they take more; training, where a single
-    candidate has all of the weight.
+    1.05; if they started from proposals, R-hat <= 1.5 or proposals that were good themselves), its
+    log Z is known to 0.5 nats, its draws are independent by construction, or its weights say so: an
+    effective sample size of half of the uncorrected draws, or of 20 resampled candidates. With 9
+    of 10 good the samples are to be trusted. Else the cheapest correction that can mend them is
+    named: resampling, where 20 effective candidates take at most 4096; moves, where they take more;
+    training, where a single candidate has all of the weight.
 
     Args:
         figures: of each observation, (B,) each, as far as known: `ess` of the proposals as a share
@@ -53,8 +56,9 @@ def verdict(
 def _good(figures: dict[str, Tensor], candidates: int, corrected: bool) -> Tensor | None:
     proposal = figures["ess"] >= GOOD_ESS if "ess" in figures else None
     if "rhat" in figures:
-        agree = figures["rhat"] <= GOOD_RHAT
-        return agree if proposal is None else agree | proposal
+        if proposal is None:
+            return figures["rhat"] <= GOOD_RHAT
+        return (figures["rhat"] <= GOOD_MOVES) | proposal
     if "log_z_std" in figures and "ess_bulk" not in figures:
         return figures["log_z_std"] <= GOOD_LOG_Z_STD
     if "ess_bulk" in figures:
@@ -66,8 +70,8 @@ def _good(figures: dict[str, Tensor], candidates: int, corrected: bool) -> Tenso
 
 def _reason(figures: dict[str, Tensor], corrected: bool) -> str:
     if "rhat" in figures:
-        start = ", or a good proposal" if "ess" in figures else ""
-        return f"R-hat <= {GOOD_RHAT}{start}"
+        moved = f"R-hat <= {GOOD_MOVES}, or a good proposal"
+        return moved if "ess" in figures else f"R-hat <= {GOOD_RHAT}"
     if "log_z_std" in figures and "ess_bulk" not in figures:
         return f"log Z known to {GOOD_LOG_Z_STD} nats"
     if "ess_bulk" in figures:
@@ -93,7 +97,7 @@ def _advice(
         if "rhat" in figures:
             return "continue: the chains disagree; raise solver.steps, or use solver=smc"
         return "continue: log Z is uncertain; raise solver.particles or solver.moves"
-    low = float(figures["ess"].double().quantile(1 - GOOD_SHARE))
+    low = float(figures["ess"].double().quantile(1 - GOOD_SHARE, interpolation="lower"))
     needed = math.ceil(GOOD_DRAWS / max(low, 1e-12))
     # Where a single draw has all the weight, ess is 1 / candidates whatever the truth is.
     resampling = low * candidates >= SEEN and needed <= MOST_CANDIDATES

@@ -125,8 +125,8 @@ def smc(target: Target, n: int, candidates: int, least: float = 0.5) -> Draws:
         weight, level = weight + following - level - ratio.unflatten(0, shape), following
         share = ess_share(weight)
         low = share < least
-        if step == sampler.steps - 1 or not low.any():
-            continue
+        if step == sampler.steps - 1:
+            break
         identity = torch.arange(shape[0], device=z.device)[:, None]
         index = torch.where(low, resample(weight, shape[0], target.generator), identity)
         z = pick(z.unflatten(0, shape), index).flatten(0, 1)

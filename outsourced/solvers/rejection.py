@@ -100,7 +100,23 @@ class Rejection:
         check_request(obs, n)
         bounds, tallies = self._bounds(obs), [_Tally() for _ in range(len(obs))]
         calls, start = self.posterior.prior_calls, clock(obs.y.device)
-        bar = tqdm(total=n * len(obs), disable=not progress, desc="accepted")
+        with tqdm(total=n * len(obs), disable=not progress, desc="accepted") as bar:
+            self._fill(obs, n, bounds, tallies, generator, bar)
+        z = torch.stack([torch.cat(tally.z)[:n] for tally in tallies], 1)
+        x = torch.stack([torch.cat(tally.x)[:n] for tally in tallies], 1)
+        used, seconds = self.posterior.prior_calls - calls, clock(obs.y.device) - start
+        return Samples(x, z, None, used, seconds, diagnostics=_diagnose(tallies, bounds, n))
+
+    def _fill(
+        self,
+        obs: Observation,
+        n: int,
+        bounds: list[float],
+        tallies: list[_Tally],
+        generator: torch.Generator | None,
+        bar: tqdm,
+    ) -> None:
+        """Draw until every tally holds n."""
         spent = 0
         while open_ := [b for b, tally in enumerate(tallies) if tally.accepted < n]:
             count = min(self.batch, self.budget - spent)
@@ -115,11 +131,6 @@ class Rejection:
             threshold = uniform.to(z.device).log()
             for b in open_:
                 bar.update(self._accept(tallies[b], bounds[b], threshold, z, x, obs[b], n))
-        bar.close()
-        z = torch.stack([torch.cat(tally.z)[:n] for tally in tallies], 1)
-        x = torch.stack([torch.cat(tally.x)[:n] for tally in tallies], 1)
-        used, seconds = self.posterior.prior_calls - calls, clock(obs.y.device) - start
-        return Samples(x, z, None, used, seconds, diagnostics=_diagnose(tallies, bounds, n))
 
     def _accept(
         self,
