@@ -1,53 +1,61 @@
-"""Draw posterior samples with a trained sampler: `python sample.py run=RUN n=16`."""
+"""Draw posterior samples: `python sample.py run=RUN n=16`, or any other solver without training."""
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from outsourced.allocator import keep_freed_memory
-from outsourced.build import Problem, held_out, load_run
+from outsourced.build import build_solver, problem_of
 from outsourced.commands import launch, one_line_errors
 from outsourced.observing import observe, observe_picture
+from outsourced.posterior import Posterior
 from outsourced.report import figures_of_merit, table, write_samples
-from outsourced.solvers.amortized import Amortized
 from outsourced.tasks.base import Observation
 
 CONFIGS = str(Path(__file__).resolve().parent / "configs")
 
 
-def observations(cfg: DictConfig, problem: Problem) -> tuple[torch.Tensor | None, Observation]:
+def observations(
+    cfg: DictConfig, posterior: Posterior, images: torch.Tensor | None
+) -> tuple[torch.Tensor | None, Observation]:
     """Truth, where there is one, and what is known of it."""
     generator = torch.Generator().manual_seed(cfg.seed)
     if cfg.image is not None:
         options = cfg.mask, cfg.observed, cfg.sigma
-        return observe_picture(problem.posterior, cfg.image, *options, generator)
+        return observe_picture(posterior, cfg.image, *options, generator)
     for name in ("mask", "observed", "sigma"):
         if cfg[name]:
             raise ValueError(
                 f"{name}=... goes with image=...; other images are measured by the task"
             )
-    images = held_out(cfg.run)
-    return observe(problem.posterior, cfg.source, images, cfg.observations, generator)
+    return observe(posterior, cfg.source, images, cfg.observations, generator)
 
 
 def sample(cfg: DictConfig) -> None:
     """Observe, draw, measure, write, print."""
-    problem = load_run(cfg.run)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    choices = HydraConfig.get().runtime.choices
+    amortized = choices["solver"] == "amortized"
+    posterior, sampler, images = problem_of(config, amortized)
+    solver = build_solver(config["solver"], posterior, sampler)
     name = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     device = torch.device(name)
-    solver = Amortized(problem.sampler, problem.posterior, cfg.correct, cfg.candidates)
-    truth, obs = observations(cfg, problem)
-    problem.posterior.to(device)
-    problem.sampler.to(device)
+    truth, obs = observations(cfg, posterior, images)
+    posterior.to(device)
+    if sampler is not None:
+        sampler.to(device)
     obs, truth = obs.to(device), None if truth is None else truth.to(device)
-    generator = torch.Generator(device).manual_seed(cfg.seed)
-    samples = solver(obs, cfg.n, generator, progress=True)
-    metrics = figures_of_merit(problem.posterior, samples, obs, truth)
-    folder = Path(cfg.out or Path(cfg.run) / "samples")
+    samples = solver(obs, cfg.n, torch.Generator(device).manual_seed(cfg.seed), progress=True)
+    metrics = figures_of_merit(posterior, samples, obs, truth)
+    own = "samples/{prior}-{task}-{solver}".format(**choices)
+    beside = "samples" if amortized else "samples-{solver}".format(**choices)
+    folder = Path(cfg.out or (own if cfg.run is None else Path(cfg.run) / beside))
     picture = Path(cfg.figure) if cfg.figure else None
-    write_samples(folder, problem.posterior, samples, obs, truth, metrics, picture)
+    write_samples(folder, posterior, samples, obs, truth, metrics, picture)
     print(table(metrics))
     print(f"written to {folder}")
 

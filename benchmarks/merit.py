@@ -14,8 +14,9 @@ from outsourced.metrics import evidence
 from outsourced.metrics.calibration import rank_chi2, ranks
 from outsourced.posterior import Posterior
 from outsourced.sampler import NoiseSampler
-from outsourced.solvers.amortized import Amortized, resample
+from outsourced.solvers.amortized import Amortized
 from outsourced.solvers.base import Samples
+from outsourced.solvers.resampling import resample
 from outsourced.tasks.base import Observation
 
 ROWS = 4096  # samples in memory at once

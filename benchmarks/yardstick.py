@@ -17,10 +17,11 @@ from outsourced.metrics import evidence
 from outsourced.posterior import Posterior
 from outsourced.run import read_tensors, write_tensors
 from outsourced.sampler import NoiseSampler
-from outsourced.solvers.amortized import Amortized, resample
+from outsourced.solvers.amortized import Amortized
 from outsourced.solvers.base import tile
 from outsourced.solvers.diagnostics import bulk_ess, split_rhat
 from outsourced.solvers.mala import Mala
+from outsourced.solvers.resampling import resample
 from outsourced.tasks.base import Observation
 
 CHAINS = 2  # from each of two starts, so that R-hat compares four

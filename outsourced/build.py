@@ -3,6 +3,7 @@
 import math
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,13 +113,66 @@ def load_run(folder: str, weights: str = WEIGHTS) -> Problem:
     return problem
 
 
+def problem_of(
+    config: dict[str, Any], amortized: bool
+) -> tuple[Posterior, NoiseSampler | None, Tensor | None]:
+    """What a command samples from: posterior, trained sampler and held-out images, if any.
+
+    Args:
+        config: Of the command: `run`, or `prior`, `task`, `posterior` and `data`.
+        amortized: Whether its solver is the trained sampler of the run.
+
+    Raises:
+        FileNotFoundError: `run` is not a run folder.
+        ValueError: Both a run and a prior or task, or neither; options of another solver.
+    """
+    run, given = config["run"], [name for name in ("prior", "task") if config.get(name)]
+    others = [name for name in ("correct", "candidates", "moves") if config[name] is not None]
+    if others and not amortized:
+        raise ValueError(f"{others[0]}=... is for solver=amortized; see solver.* for the others")
+    if run is not None and given:
+        raise ValueError(f"run={run} has its own prior and task; leave {' and '.join(given)} out")
+    if run is None and amortized:
+        raise ValueError(
+            "run is required by solver=amortized: give the folder of a trained sampler as "
+            "run=..., or choose another solver=... with prior=... and task=..."
+        )
+    if run is None and len(given) < 2:
+        raise ValueError("without run=..., both prior=... and task=... are required")
+    if amortized:
+        problem = load_run(run)
+        return problem.posterior, problem.sampler, held_out(run)
+    whole = config if run is None else Run(run).config
+    return build_posterior(whole), None, images_of(whole)
+
+
+def build_solver(
+    config: dict[str, Any], posterior: Posterior, sampler: NoiseSampler | None
+) -> Callable[..., Any]:
+    """The solver of a configuration.
+
+    Args:
+        config: `_target_` and its own arguments.
+        posterior: Prior and task to solve.
+        sampler: The trained sampler, for solvers that need one.
+    """
+    parts = {} if sampler is None else {"sampler": sampler}
+    make = instantiate(config, _partial_=True)
+    return make(posterior=posterior, **parts)
+
+
 def held_out(folder: str) -> Tensor | None:
     """The held-out images of a run's data, if it has any.
 
     Args:
         folder: Path of the run.
     """
-    images: Tensor | None = instantiate(Run(folder).config["data"]["test"])
+    return images_of(Run(folder).config)
+
+
+def images_of(config: dict[str, Any]) -> Tensor | None:
+    """The held-out images of a configuration's data, if it has any."""
+    images: Tensor | None = instantiate(config["data"]["test"])
     return images
 
 

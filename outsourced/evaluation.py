@@ -52,8 +52,24 @@ def summary(posterior: Posterior, samples: Samples, obs: Observation) -> dict[st
             "log_z": evidence.log_z(weight),
             "ess": evidence.ess(weight),
         }
+    figures |= _worst(samples.diagnostics)
     if isinstance(posterior.task, Measurement):
         figures["residual"] = residuals(posterior, samples, obs).mean(0)
+    return figures
+
+
+def _worst(diagnostics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each diagnostic as one number per observation: worst coordinate, or mean over chains."""
+    reduce = {
+        "rhat": lambda value: value.amax(1),
+        "ess_bulk": lambda value: value.amin(1),
+        "acceptance": lambda value: value.mean(1),
+    }
+    known = ("log_z", "log_z_std")
+    figures = {name: diagnostics[name] for name in known if name in diagnostics}
+    for name, function in reduce.items():
+        if name in diagnostics:
+            figures[name] = function(diagnostics[name].reshape(len(diagnostics[name]), -1))
     return figures
 
 

@@ -45,6 +45,19 @@ class Laplace:
         force = spread * (gradient + self.curvature * gap)
         return torch.einsum("nij,snj->sni", self.basis, c * force), c
 
+    def log_smoothed(self, z: Tensor, rho: float, spread: float) -> Tensor:
+        """log E[exp(quadratic(rho z + spread xi))], xi ~ N(0, I), for z (N, d): (N,) nats.
+
+        quadratic is the model of log r less its value at the anchor: under the approximation this
+        is, up to a constant, the log of the expected reward of z_K given z_k = z.
+        """
+        gap = torch.einsum("nji,nj->ni", self.basis, rho * z - self.anchor)
+        slope = torch.einsum("nji,nj->ni", self.basis, self.gradient)
+        widened = 1 + spread**2 * self.curvature
+        exponent = slope * gap - 0.5 * self.curvature * gap.square()
+        exponent = exponent + 0.5 * (spread * slope).square()
+        return (exponent / widened - 0.5 * widened.log()).sum(-1)
+
 
 @dataclass
 class Anchored:

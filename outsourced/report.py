@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from outsourced.evaluation import against_truth, averages, figure, summary
+from outsourced.metrics import verdict
 from outsourced.pictures import write_image
 from outsourced.posterior import Posterior
 from outsourced.run import disk_errors, write_tensors, write_text
@@ -18,7 +18,7 @@ from outsourced.tasks.base import Observation
 def figures_of_merit(
     posterior: Posterior, samples: Samples, obs: Observation, truth: Tensor | None
 ) -> dict[str, Any]:
-    """Averages over the observations, and the list of each figure's values."""
+    """Averages over the observations, a verdict on them, and the list of each figure's values."""
     figures = summary(posterior, samples, obs)
     if truth is not None and truth.ndim == 4:
         figures |= against_truth(samples, truth)
@@ -30,9 +30,17 @@ def figures_of_merit(
         "seconds": samples.seconds,
         "seconds_per_sample": samples.seconds / count,
         "prior_calls": samples.prior_calls,
+        "verdict": _verdict(posterior, samples, figures),
     }
     values["per_observation"] = {name: value.tolist() for name, value in figures.items()}
     return values
+
+
+def _verdict(posterior: Posterior, samples: Samples, figures: dict[str, Tensor]) -> str:
+    weight = samples.proposal_log_weight
+    candidates = 0 if weight is None else len(weight)
+    corrected = samples.log_weight is None
+    return verdict(figures, candidates, corrected, posterior.prior.differentiable)
 
 
 def write_samples(
@@ -79,11 +87,6 @@ def _write_singles(folder: Path, samples: Samples) -> None:
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """The figures of merit, a line each."""
-    rows = [(k, v) for k, v in metrics.items() if not isinstance(v, dict)]
-    return "\n".join(f"{name:20s} {value:.4g}" for name, value in rows)
-
-
-def seeded(seed: int, device: torch.device) -> torch.Generator:
-    """A generator on a device."""
-    return torch.Generator(device).manual_seed(seed)
+    """The figures of merit, a line each, and the verdict last."""
+    rows = [f"{k:20s} {v:.4g}" for k, v in metrics.items() if isinstance(v, int | float)]
+    return "\n".join([*rows, metrics["verdict"]])

@@ -155,19 +155,33 @@ class NoiseSampler(nn.Module):
 
     def log_flow(self, path: Path, context: Context) -> Tensor:
         """Learned log F(z_k, y) - log N(z_k) of the states k = 0 .. K-1, (K, n, B)."""
+        n, batch = path.z.shape[1:3]
+        k = torch.arange(self.steps, device=path.z.device)
+        value = self.log_flow_at(path.z[:-1].flatten(1, 2), k, context.repeat(n))
+        return value.unflatten(1, (n, batch))
+
+    def log_flow_at(self, z: Tensor, k: Tensor, context: Context) -> Tensor:
+        """Learned log F(z_k, y) - log N(z_k) of states z (S, N, *noise_shape) at steps k (S,):
+        (S, N)."""
         if self.flow is None:
             raise ValueError("this sampler has no flow network; build it with sampler.flow=true")
-        steps, n, batch = self.steps, *path.z.shape[1:3]
-        k = torch.arange(steps, device=path.z.device)
-        z = path.z[:-1].flatten(1, 2)
-        value = self.flow(z, k, context.repeat(n).embedding).flatten(2).mean(-1)
+        value = self.flow(z, k, context.embedding).flatten(2).mean(-1)
         # The flow of z_0 does not depend on z_0, which is independent of z_K: it is log Z.
-        later = (k > 0).to(value.dtype)[:, None, None]
-        return self.log_z(context) + later * value.unflatten(1, (n, batch))
+        later = (k > 0).to(value.dtype)[:, None]
+        return self.log_z(context) + later * value
 
-    def _step(
+    def transition(
         self, z: Tensor, k: Tensor, context: Context, exploration: float, eta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One kernel: z_{k+1}, its log P_phi / P_ref in nats (N,), and its guidance, if any.
+
+        Args:
+            z: States z_k, (N, *noise_shape).
+            k: The step, (1,).
+            context: Of the N observations.
+            exploration: See `forward_path`.
+            eta: Standard normal noise, of the shape of z.
+        """
         guide = self.control.guide(z[None], k, context, self.conditioning)
         kernel = self.control(z[None], k, context, self.conditioning, guide)
         eta = (1 + exploration) * eta[None]
@@ -226,9 +240,11 @@ class NoiseSampler(nn.Module):
             k = torch.tensor([step], device=device)
             arguments = (z[-1], k, repeated, exploration, noise())
             if torch.is_grad_enabled():
-                following, ratio, guide = checkpoint(self._step, *arguments, use_reentrant=False)
+                following, ratio, guide = checkpoint(
+                    self.transition, *arguments, use_reentrant=False
+                )
             else:
-                following, ratio, guide = self._step(*arguments)
+                following, ratio, guide = self.transition(*arguments)
             z.append(following)
             total = total + ratio
             if guide is not None:

@@ -4,6 +4,7 @@ from .calibration import coverage, rank_chi2, ranks
 from .distance import c2st, frechet, mmd, sliced_wasserstein
 from .evidence import elbo, ess, eubo, log_z
 from .image import psnr, residual, ssim
+from .verdict import verdict
 
 __all__ = [
     "c2st",
@@ -20,4 +21,5 @@ __all__ = [
     "residual",
     "sliced_wasserstein",
     "ssim",
+    "verdict",
 ]

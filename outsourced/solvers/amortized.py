@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from outsourced.posterior import Posterior
 from outsourced.sampler import NoiseSampler
-from outsourced.solvers.base import Samples, check_request, clock, tile
+from outsourced.solvers import corrections
+from outsourced.solvers.base import Samples, check_request, clock
+from outsourced.solvers.corrections import Draws, Target
+from outsourced.solvers.transition import KERNELS, check_kernel
 from outsourced.tasks.base import Observation
 
-CORRECTIONS = (None, "importance")
+RESAMPLING = ("importance", "smc")
+CORRECTIONS = (None, *RESAMPLING, "imh", *KERNELS)
+MOVES = 50
 
 
 class Amortized:
-    """Samples of a trained noise sampler, with their weights, or corrected by them.
+    """Samples of a trained noise sampler, with their weights, or corrected.
+
+    Uncorrected samples cost one roll-out each and carry log_weight = beta log r - log_ratio of
+    their paths. What each correction guarantees is said where it is, in `corrections`; in short:
+
+    - `importance`, `smc`: consistent, bias 1 / candidates; samples repeat where weights are few.
+    - `imh`: exact in the limit of many moves; proposes whole paths, needs no gradient.
+    - `pcn`, `mala`, `hmc`: every move brings samples closer to the posterior; exact in the limit
+      within the modes that they started in.
 
     Args:
         sampler: the trained sampler.
         posterior: prior and task that it was trained for.
-        correct: None returns the sampler's draws with log_weight = beta log r - log_ratio of their
-            paths; `importance` proposes more and resamples by weight, which removes the sampler's
-            bias as the number of candidates grows. Corrected samples repeat where weights are few.
-        candidates: proposals per observation, `importance` only; max(4 n, 64) by default.
+        correct: None, or one of the names above.
+        candidates: proposals per observation. `importance` and `smc` resample them, by default
+            max(4 n, 64); the moves of `pcn`, `mala`, `hmc` start at n resampled ones, by default at
+            n proposals as they are.
+        moves: of each sample, `imh`, `pcn`, `mala` and `hmc` only; 50 by default.
+        step: step size of `pcn`, `mala` and `hmc`; by default it adapts in the first half of the
+            moves.
         chunk: most paths rolled out at once; whole observations at a time, so that one observation
             with more candidates still fits one chunk. posterior.chunk by default.
 
     Raises:
-        ValueError: unknown correction, candidates without it, or numbers below 1.
+        ValueError: unknown correction, an option that it has no use for, numbers below 1, a
+            gradient of a black box, or `smc` where the sampler has no twist.
     """
 
     def __init__(
@@ -39,25 +53,44 @@ class Amortized:
         posterior: Posterior,
         correct: str | None = None,
         candidates: int | None = None,
+        moves: int | None = None,
+        step: float | None = None,
         chunk: int | None = None,
     ) -> None:
         if correct not in CORRECTIONS:
-            raise ValueError(f"solver.correct must be null or importance, got {correct!r}")
-        if candidates is not None and (correct is None or candidates < 1):
-            raise ValueError(
-                "solver.candidates must be >= 1 and needs solver.correct=importance, got "
-                f"candidates={candidates} with correct={correct}"
-            )
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"solver.chunk must be >= 1, got {chunk}")
+            names = ", ".join(name for name in CORRECTIONS if name)
+            raise ValueError(f"solver.correct must be null or one of {names}, got {correct!r}")
+        self._check_use("candidates", candidates, correct, (*RESAMPLING, *KERNELS))
+        self._check_use("moves", moves, correct, ("imh", *KERNELS))
+        self._check_use("step", step, correct, tuple(KERNELS))
+        for name, value in (("candidates", candidates), ("moves", moves), ("chunk", chunk)):
+            if value is not None and value < 1:
+                raise ValueError(f"solver.{name} must be >= 1, got {value}")
+        if correct in KERNELS:
+            check_kernel(correct, posterior, step)
+        if correct == "smc":
+            corrections.check_twist(sampler)
         self.sampler, self.posterior = sampler, posterior
-        self.correct, self.candidates = correct, candidates
+        self.correct, self.candidates, self.step = correct, candidates, step
+        self.moves = MOVES if moves is None else moves
         self.chunk = posterior.chunk if chunk is None else chunk
 
+    @staticmethod
+    def _check_use(
+        name: str, value: float | None, correct: str | None, users: tuple[str, ...]
+    ) -> None:
+        if value is not None and correct not in users:
+            raise ValueError(
+                f"solver.{name} needs solver.correct={'|'.join(users)}, got {name}={value} with "
+                f"correct={correct}"
+            )
+
     def _proposals(self, n: int) -> int:
-        if self.correct is None:
+        """Proposals for each observation at once."""
+        if self.correct not in (*RESAMPLING, *KERNELS):
             return n
-        count = max(4 * n, 64) if self.candidates is None else self.candidates
+        default = max(4 * n, 64) if self.correct in RESAMPLING else n
+        count = default if self.candidates is None else self.candidates
         if count < n:
             raise ValueError(
                 f"solver.candidates must be >= n = {n} samples per observation, got {count}; "
@@ -81,9 +114,15 @@ class Amortized:
             generator: source of randomness, on the device of obs.
             progress: show a progress bar over chunks of observations.
 
+        Returns:
+            samples with `proposal_log_weight`, and the diagnostics of their correction: `log_z`,
+            `log_z_std` and `resampled` (B,) of smc; `acceptance` (B, n) of the others with moves,
+            `step` too where it has one, and `rhat` and `ess_bulk` (B, *noise_shape) over the
+            second half of the moves if they are enough.
+
         Raises:
-            ValueError: when n < 1, there are fewer candidates than n, or no candidate of an
-                observation has a usable weight.
+            ValueError: when n < 1, there are fewer candidates than n, no candidate of an
+                observation has a usable weight, or moves start where the reward is not finite.
         """
         check_request(obs, n)
         proposals = self._proposals(n)
@@ -93,7 +132,11 @@ class Amortized:
             self._draw(obs[first : first + width], n, proposals, generator)
             for first in tqdm(range(0, len(obs), width), disable=not progress, desc="sampling")
         ]
-        x, z, weight = (torch.cat(part, 1) for part in zip(*pieces, strict=True))
+        x, z, weight = (
+            torch.cat([getattr(piece, name) for piece in pieces], 1)
+            for name in ("x", "z", "log_weight")
+        )
+        names = pieces[0].diagnostics
         return Samples(
             x,
             z,
@@ -101,54 +144,20 @@ class Amortized:
             prior_calls=self.posterior.prior_calls - calls,
             seconds=clock(obs.y.device) - start,
             proposal_log_weight=weight,
+            diagnostics={name: torch.cat([p.diagnostics[name] for p in pieces]) for name in names},
         )
 
     def _draw(
         self, obs: Observation, n: int, proposals: int, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        path = self.sampler.forward_path(obs, proposals, generator)
-        assert path.log_ratio is not None  # forward_path scores as it draws
-        z, shape = path.end, path.log_ratio.shape
-        x = self.posterior.decode(z.flatten(0, 1))
-        # The reward of the data at hand: posterior.log_reward would pass z through f again.
-        log_reward = self.posterior.beta * self.posterior.task.log_reward(x, tile(obs, proposals))
-        weight = log_reward.reshape(shape) - path.log_ratio
-        x = x.unflatten(0, shape)
+    ) -> Draws:
+        context = self.sampler.encode(obs)
+        target = Target(self.sampler, self.posterior, obs, context, generator)
         if self.correct is None:
-            return x, z, weight
-        index = resample(weight, n, generator)
-        column = torch.arange(shape[1], device=index.device)
-        return x[index, column], z[index, column], weight
-
-
-def resample(log_weight: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Return indices of n systematic draws per observation, each column on its own, (n, B).
-
-    Candidate i appears n w_i times, rounded down or up, w_i the self-normalised weights of its
-    column. Douc, Cappé & Moulines, 2005, section 2.4; Kitagawa, 1996.
-
-    Args:
-        log_weight: (m, B) nats; -inf is a weight of zero.
-        n: number of draws.
-        generator: source of randomness, one uniform number per observation.
-
-    Raises:
-        ValueError: when a weight is NaN or +inf, or all weights of an observation are zero.
-    """
-    broken = log_weight.isnan() | (log_weight == math.inf)
-    bad = broken.any(0) | (log_weight.amax(0) == -math.inf)
-    if bad.any():
-        raise ValueError(
-            "resampling needs weights below infinity and one above zero per observation, got none "
-            f"for observations {bad.nonzero().flatten().tolist()}; look at their log_reward, or "
-            "use solver.correct=null"
-        )
-    cumulative = torch.softmax(log_weight.double(), 0).cumsum(0).T.contiguous()
-    cumulative = cumulative / cumulative[:, -1:]
-    device = log_weight.device if generator is None else generator.device
-    batch = log_weight.shape[1]
-    u = torch.rand(batch, 1, generator=generator, device=device, dtype=torch.float64)
-    position = (torch.arange(n, device=log_weight.device) + u.to(log_weight.device)) / n
-    # Strictly below 1, so that rounding never picks a last candidate of weight zero.
-    position = position.clamp_max(1 - 2**-53)
-    return torch.searchsorted(cumulative, position, right=True).T
+            return target.propose(n)
+        if self.correct == "importance":
+            return corrections.importance(target, n, proposals)
+        if self.correct == "smc":
+            return corrections.smc(target, n, proposals)
+        if self.correct == "imh":
+            return corrections.imh(target, n, self.moves)
+        return corrections.finish(target, n, proposals, self.correct, self.moves, self.step)

@@ -240,8 +240,11 @@ class Measurement(Task):
             ValueError: when shapes or batch sizes do not match or y is not finite.
         """
         square = self.whitened_residual(x, obs).square().sum(1, dtype=torch.float64)
-        log_norm = self.count(obs).double() * (obs.sigma.double() * math.sqrt(2 * math.pi)).log()
-        return (-0.5 * square - log_norm).to(x.dtype)
+        return (self.log_bound(obs) - 0.5 * square).to(x.dtype)
+
+    def log_bound(self, obs: Observation) -> Tensor:
+        """Return the log_reward of data that fit y exactly, which none exceeds, float64 (B,)."""
+        return -self.count(obs).double() * (obs.sigma.double() * math.sqrt(2 * math.pi)).log()
 
     def features(self, obs: Observation) -> Tensor:
         """Return what an encoder should see of an observation and its operator.

@@ -11,7 +11,7 @@ from outsourced.posterior import Posterior
 from outsourced.priors import LinearGaussian
 from outsourced.sampler import NoiseSampler
 from outsourced.solvers import Amortized
-from outsourced.solvers.amortized import resample
+from outsourced.solvers.resampling import resample
 from outsourced.tasks import LinearMeasurement, Observation
 
 MATRIX, SIGMA = torch.tensor([[1.0, 0.5]]), 0.7
@@ -148,10 +148,20 @@ def test_errors(posterior) -> None:
     """Refused before any work. Mutant: candidates without correction, silently ignored."""
     sampler, obs = new_sampler(posterior), observations(0.0)
     calls = posterior.prior_calls
-    with pytest.raises(ValueError, match=r"solver\.correct must be null or importance, got 'mcmc'"):
+    with pytest.raises(ValueError, match=r"must be null or one of importance, smc, .* got 'mcmc'"):
         Amortized(sampler, posterior, "mcmc")
-    with pytest.raises(ValueError, match=r"needs solver\.correct=importance, got candidates=9"):
+    with pytest.raises(ValueError, match=r"candidates needs solver\.correct=importance|.*None"):
         Amortized(sampler, posterior, candidates=9)
+    for correct, option in (
+        *((None, "moves"), ("importance", "moves"), ("smc", "moves"), ("imh", "candidates")),
+        *((None, "step"), ("imh", "step")),
+    ):
+        with pytest.raises(ValueError, match=rf"{option} needs .* got {option}=3 with .*{correct}"):
+            Amortized(sampler, posterior, correct, **{option: 3})
+    with pytest.raises(ValueError, match=r"sampler\.flow=true or sampler\.informed=gauss_newton"):
+        Amortized(sampler, posterior, "smc")
+    with pytest.raises(ValueError, match=r"step must be > 0 and <= 1\.571 for hmc, got 2"):
+        Amortized(sampler, posterior, "hmc", step=2)
     with pytest.raises(ValueError, match=r"solver\.chunk must be >= 1, got 0"):
         Amortized(sampler, posterior, chunk=0)
     with pytest.raises(ValueError, match="n >= 1 samples per observation, got 0"):

@@ -123,10 +123,64 @@ def test_train_then_sample(train, sample, tmp_path) -> None:
     assert "log_weight" not in load_file("r/samples/samples.safetensors")
 
 
+def test_corrections_of_a_run(train, sample, tmp_path) -> None:
+    """Every correction, and another solver on the run's problem, beside the run's own samples.
+
+    Mutant: `correct` that reaches the figures of merit only; a solver that overwrites the folder of
+    the samples it is compared with; a verdict that is not written.
+    """
+    build_run(train, tmp_path)
+    seen = {}
+    for correct in ("null", "importance", "smc", "imh", "pcn", "mala", "hmc"):
+        moves = ("moves=9",) if correct in ("imh", "pcn", "mala", "hmc") else ()
+        answer = sample("run=r", "n=4", "observations=2", f"correct={correct}", *moves)
+        assert answer.code == 0, answer.error
+        values = json.loads(Path("r/samples/metrics.json").read_text())
+        assert values["verdict"] in answer.out
+        seen[correct] = load_file("r/samples/samples.safetensors")["x"]
+    assert not any(torch.equal(seen["null"], x) for name, x in seen.items() if name != "null")
+    assert {"acceptance", "rhat", "log_z", "ess"} <= values.keys()
+    answer = sample("run=r", "solver=smc", "solver.particles=1000", "n=500", "observations=2")
+    assert answer.code == 0, answer.error
+    assert torch.equal(load_file("r/samples/samples.safetensors")["x"], seen["hmc"])
+    exact = load_file("r/samples-smc/samples.safetensors")
+    y, m = exact["observation.y"].double(), matrix().double()
+    precision = torch.eye(3).double() + m.T @ m / 0.3**2
+    mean = torch.linalg.solve(precision, m.T @ y.T).T / 0.3**2
+    std = torch.linalg.inv(precision).diagonal().sqrt()
+    assert ((exact["x"].mean(0) - mean).abs() < 5 * std / 500**0.5).all()
+
+
+@pytest.mark.parametrize("solver", ["rejection", "importance", "pcn", "mala", "hmc", "smc"])
+def test_solvers_need_no_training(sample, solver: str) -> None:
+    """Prior and task of the command, the solver's own arguments, and its verdict.
+
+    Mutant: a solver's argument that is ignored; the default solver whatever was asked for.
+    """
+    few = {
+        "rejection": ("solver.budget=4000", "solver.batch=100"),
+        "importance": ("solver.candidates=77",),
+        "smc": ("solver.particles=64", "solver.moves=1"),
+    }.get(solver, ("solver.steps=20", "solver.burn_in=5", "solver.thin=2", "solver.chains=3"))
+    answer = sample(f"solver={solver}", *PLANE, *few, "n=3", "observations=2")
+    assert answer.code == 0, answer.error
+    folder = Path(f"samples/two_moons-nonlinear-{solver}")
+    drawn = load_file(folder / "samples.safetensors")
+    assert drawn["x"].shape == (3, 2, 2)
+    values = json.loads((folder / "metrics.json").read_text())
+    words = {"rejection": "trust", "smc": ("trust", "continue"), "importance": ("trust", "correct")}
+    assert values["verdict"].startswith(words.get(solver, ("trust", "continue")))
+    calls = {"importance": 77, "pcn": 2 * (3 * 26 + 3), "mala": 2 * (3 * 26 + 3)}
+    assert values["prior_calls"] == calls.get(solver, values["prior_calls"])
+
+
 def matrix() -> torch.Tensor:
     from outsourced.tasks.vectors import LinearMeasurement
 
     return LinearMeasurement(measurements=2, dim=3, seed=0, sigma=0.3).matrix
+
+
+PLANE = ("prior=two_moons", "task=nonlinear")
 
 
 @pytest.mark.parametrize(
@@ -141,6 +195,14 @@ def matrix() -> torch.Tensor:
         (("run=r", "correct=magic"), "magic"),
         (("run=r", "mask=m.png"), "mask=... goes with image"),
         (("run=r", "image=missing.png"), "a picture has shape"),
+        (("run=r", "correct=mala", "solver.step=-1"), "solver.step must be > 0, got -1"),
+        (("run=r", "moves=3"), "solver.moves needs solver.correct=imh|pcn|mala|hmc"),
+        (("run=r", "solver=smc", "correct=imh"), "correct=... is for solver=amortized"),
+        (("run=r", "solver=smc", "prior=two_moons"), "leave prior out"),
+        (("solver=smc", "prior=two_moons"), "both prior=... and task=... are required"),
+        (("solver=hmc", *PLANE, "solver.leapfrog=0"), "solver.leapfrog must be >= 1, got 0"),
+        (("solver=smc", *PLANE, "source=test"), "source=test needs held-out images"),
+        (("solver=rejection", *PLANE, "solver.bound=-9"), "is above the bound of -9"),
     ],
 )
 def test_sampling_mistakes(train, sample, tmp_path, arguments, message) -> None:
