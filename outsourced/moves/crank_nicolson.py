@@ -51,8 +51,9 @@ def pcn(
     step = checked_step(step, state.z, upper=1.0)
     b = column(step, state.z)
     shrink, noise = (1 - b.square()).sqrt(), normal(state.z, generator)
+    log_prior = torch.zeros_like(state.log_reward)
     if preconditioner is None:
-        z, log_prior = shrink * state.z + b * noise, 0.0
+        z = shrink * state.z + b * noise
     else:
         white = preconditioner.whiten(state.z)
         moved = shrink * white + b * noise

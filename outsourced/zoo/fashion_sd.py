@@ -227,7 +227,7 @@ def steering(folder: Path, guidance: float, steps: int, n: int, seed: int) -> Te
     """
     judge, shares = FashionFeatures.from_weights(), []
     for label in range(len(FASHION_CLASSES)):
-        settings = {"guidance": guidance, "steps": steps}
+        settings: dict[str, Any] = {"guidance": guidance, "steps": steps}
         prior = LatentDiffusionPrior(str(folder), prompt=caption(label), **settings)
         guess = judge.log_probs(draw(prior, n, seed)).argmax(1)
         shares.append((guess == label).float().mean())
