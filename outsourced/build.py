@@ -68,8 +68,9 @@ def resolve(config: dict[str, Any], posterior: Posterior) -> dict[str, Any]:
     if sampler["covariance"] == "auto":
         full = len(shape) == 1 and shape[0] <= FULL_COVARIANCE_LIMIT
         sampler["covariance"] = "full" if full else "diagonal"
-    for name, size in _sizes(shape, is_dense(shape, sampler["network"])).items():
-        if sampler[name] == "auto":
+    # Keys that a run folder of an older version lacks have the sampler's own defaults.
+    for name, size in _sizes(shape, is_dense(shape, sampler.get("network", "auto"))).items():
+        if sampler.get(name) == "auto":
             sampler[name] = size
     return sampler
 
