@@ -47,7 +47,7 @@ class HVAE(Embedded, Prior):
 
     def __init__(
         self,
-        levels: Sequence[Sequence[int]] = ((16, 1), (12, 1), (1, 4), (1, 4)),
+        levels: Sequence[Sequence[int]] = ((4, 1), (8, 1), (1, 4), (2, 4)),
         widths: Sequence[int] = (256, 96, 48, 32),
         features: int = 32,
         image_shape: Sequence[int] = (1, 32, 32),
