@@ -19,7 +19,6 @@ START = 4.0  # log-precision at initialisation; closed gates keep the untrained 
 class Rewards(Pairwise, Protocol):
     """What the anchors ask about their problem."""
 
-    def log_reward(self, z: Tensor, obs: Observation) -> Tensor: ...
     def grad_log_reward(self, z: Tensor, obs: Observation) -> tuple[Tensor, Tensor]: ...
 
 
@@ -65,11 +64,7 @@ class Anchoring(nn.Module):
         if self.steps:
             anchor = climb(lambda z: rewards.grad_log_reward(z, obs), anchor, self.steps)
         log_curvature = (START + self.log_curvature(embedding)).clamp(-LIMIT, LIMIT)
-        curvature = log_curvature.reshape(anchor.shape).exp()
-        with torch.no_grad():
-            spent = 0.5 * (anchor.square() + curvature.log1p()).flatten(1).sum(-1)
-            log_z = rewards.log_reward(anchor, obs) - spent
-        return Anchored(anchor, curvature, log_z)
+        return Anchored(anchor, log_curvature.reshape(anchor.shape).exp())
 
     def extend(self, embedding: Tensor, anchored: Anchored) -> Tensor:
         """The embedding with the anchors beside it."""

@@ -66,16 +66,20 @@ class Anchored:
     Attributes:
         anchor: Its mean, (B, *noise_shape).
         curvature: Precision that log r adds to that of N(0, I), > 0, (B, *noise_shape).
-        log_z: Estimate of log E_{N(0, I)}[r(z)] in nats, (B,).
     """
 
     anchor: Tensor
     curvature: Tensor
-    log_z: Tensor
 
     def select(self, index: Tensor) -> "Anchored":
         """The Gaussians at `index` (n,)."""
-        return Anchored(*(value[index] for value in vars(self).values()))
+        return Anchored(self.anchor[index], self.curvature[index])
+
+    @torch.no_grad()
+    def log_z(self, log_reward: Tensor) -> Tensor:
+        """Laplace's estimate of log E_{N(0, I)}[r(z)] in nats, from log r at the anchors, (B,)."""
+        spent = 0.5 * (self.anchor.square() + self.curvature.log1p())
+        return log_reward - spent.flatten(1).sum(-1)
 
     def posterior(self, z: Tensor, rho: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised mean shift and variances of z_K given z_k = z, see `Laplace.posterior`.

@@ -150,8 +150,11 @@ class NoiseSampler(nn.Module):
         """Learned log Z(y) in nats, (B,); on top of the Laplace estimate where there is one."""
         embedding = context.embedding if self.dense else context.embedding.mean((-2, -1))
         value = self.log_z_head(embedding).squeeze(-1)
-        estimate = context.laplace or context.anchored
-        return value if estimate is None else value + estimate.log_z
+        if context.anchored is not None:  # costs a pass of f, which most objectives do not need
+            with torch.no_grad():
+                reward = self.conditioning.log_reward(context.anchored.anchor, context.obs)
+            return value + context.anchored.log_z(reward)
+        return value if context.laplace is None else value + context.laplace.log_z
 
     def log_flow(self, path: Path, context: Context) -> Tensor:
         """Learned log F(z_k, y) - log N(z_k) of the states k = 0 .. K-1, (K, n, B)."""

@@ -57,7 +57,7 @@ def test_anchored_posterior_of_the_end_is_a_product_of_gaussians(rho):
     curvature = draw(3, 4, seed=2).exp()
     rho = torch.tensor(rho, dtype=torch.float64)
     spread = (1 - rho**2).sqrt()
-    delta, c = Anchored(anchor, curvature, anchor[:, 0]).posterior(z, rho, spread)
+    delta, c = Anchored(anchor, curvature).posterior(z, rho, spread)
     centre = anchor * (1 + curvature) / curvature
     precision = 1 / spread**2 + curvature
     mean = (rho * z / spread**2 + curvature * centre) / precision
