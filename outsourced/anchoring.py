@@ -13,7 +13,6 @@ from outsourced.networks import zero_
 from outsourced.tasks.base import Observation
 
 LIMIT = 14.0  # learned precisions stay within e^14 of the prior's
-START = 4.0  # log-precision at initialisation; closed gates keep the untrained sampler the prior
 
 
 class Rewards(Pairwise, Protocol):
@@ -32,6 +31,8 @@ class Anchoring(nn.Module):
         dense: Whether the embedding is a vector, or a map on the noise's grid.
         lookup: Number of stored draws.
         steps: Gradients of log r by which a draw is improved; 0 for black boxes.
+        precision: Log-precision at initialisation; closed gates keep the untrained sampler the
+            prior.
 
     Attributes:
         size: What an anchor adds to the size (channels) of the embedding.
@@ -48,11 +49,12 @@ class Anchoring(nn.Module):
         dense: bool,
         lookup: int,
         steps: int,
+        precision: float,
     ):
         super().__init__()
         if steps < 0:
             raise ValueError(f"sampler.climb must be >= 0 steps, got {steps}")
-        self.steps, self.dense = steps, dense
+        self.steps, self.dense, self.precision = steps, dense, precision
         self.lookup = Lookup(lookup, noise_shape, data_shape)
         self.size = math.prod(noise_shape) if dense else noise_shape[0]
         head = nn.Linear(size, self.size) if dense else nn.Conv2d(size, self.size, 1)
@@ -63,7 +65,7 @@ class Anchoring(nn.Module):
         anchor = self.lookup(rewards, obs)
         if self.steps:
             anchor = climb(lambda z: rewards.grad_log_reward(z, obs), anchor, self.steps)
-        log_curvature = (START + self.log_curvature(embedding)).clamp(-LIMIT, LIMIT)
+        log_curvature = (self.precision + self.log_curvature(embedding)).clamp(-LIMIT, LIMIT)
         return Anchored(anchor, log_curvature.reshape(anchor.shape).exp())
 
     def extend(self, embedding: Tensor, anchored: Anchored) -> Tensor:

@@ -49,6 +49,7 @@ class NoiseSampler(nn.Module):
         lookup: Prior draws that are stored, the best of which is the anchor of an observation;
             `anchor` only. `Lookup.fill` them before use.
         climb: Gradients of log r by which an anchor is improved; `anchor` only, 0 for black boxes.
+        anchor_precision: First log-precision of the Gaussian about an anchor; `anchor` only.
         anchor_steps: Most Gauss-Newton steps from the predicted anchor; `gauss_newton` only.
         flow: Also build the state flow log F(z_k, y) - log N(z_k) that sub-trajectory balance
             learns.
@@ -74,6 +75,7 @@ class NoiseSampler(nn.Module):
         network: str = "auto",
         lookup: int = 8192,
         climb: int = 0,
+        anchor_precision: float = 4.0,
         anchor_steps: int = 10,
         flow: bool = False,
         max_rows: int = 6400,
@@ -91,7 +93,8 @@ class NoiseSampler(nn.Module):
         self.anchoring: Anchoring | None = None
         if informed == "anchor":
             shapes = self.noise_shape, conditioning.data_shape
-            self.anchoring = Anchoring(size, *shapes, self.dense, lookup, climb)
+            options = lookup, climb, anchor_precision
+            self.anchoring = Anchoring(size, *shapes, self.dense, *options)
             size += self.anchoring.size
         if informed == "gauss_newton":
             self.anchor = zero_(nn.Linear(size, 2 * noise_shape[0]))

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from outsourced.anchoring import START
 from outsourced.control import ANCHOR_GAIN
 from outsourced.laplace import Anchored
 from outsourced.lookup import Lookup
@@ -66,13 +65,20 @@ def test_anchored_posterior_of_the_end_is_a_product_of_gaussians(rho):
 
 
 def test_open_gates_sample_the_gaussian_about_the_anchor(make_sampler, problems):
-    """Zero network outputs: z_K ~ N(anchor, 1/(1 + e^START)), entry by entry.
+    """Zero network outputs: z_K ~ N(anchor, 1/(1 + e^3)), entry by entry.
 
     Mutant: a variance of the normalised end for its standard deviation, a mean gate on the variance
     too, or one that opens at another gain."""
     problem = problems["spatial"]
     sampler = make_sampler(
-        problem, (2, 4, 3), (2, 4, 3), random=False, steps=12, informed="anchor", lookup=40
+        problem,
+        (2, 4, 3),
+        (2, 4, 3),
+        random=False,
+        steps=12,
+        informed="anchor",
+        lookup=40,
+        anchor_precision=3.0,
     )
     z = draw(40, 2, 4, 3)
     sampler.anchoring.lookup.fill(z, torch.tanh(z))
@@ -80,7 +86,7 @@ def test_open_gates_sample_the_gaussian_about_the_anchor(make_sampler, problems)
         sampler.control.gate.fill_(2 * math.atanh(0.5) / ANCHOR_GAIN)
     obs = problem.observe(2)
     end = sampler(obs, 4000, torch.Generator().manual_seed(0))
-    std = (1 + math.exp(START)) ** -0.5
+    std = (1 + math.exp(3)) ** -0.5
     anchor = sampler.anchoring.lookup(problem, obs)
     assert (end.mean(0) - anchor).abs().max() < 5 * std / math.sqrt(4000)
     assert (end.std(0) / std - 1).abs().max() < 5 / math.sqrt(2 * 4000)
