@@ -8,7 +8,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 
 # The recipes of the embedded networks, python -m outsourced.zoo.NAME; the others are judged by the first two.
-ZOO := fashion_classifier fashion_features fashion_vae
+ZOO := fashion_classifier fashion_features fashion_vae fashion_hvae fashion_gan fashion_flow fashion_cnf fashion_sd
 
 BIN := .venv/bin
 STAMP := .venv/.installed
