@@ -107,7 +107,7 @@ def test_particles_along_paths(posterior, generator) -> None:
     flow of the last step but one; states resampled, but not their flow.
     """
     obs, m = observations(0.4, 1.0), 20_000
-    sampler = biased(posterior, 0.1, flow=True)
+    sampler = biased(posterior, 0.15, flow=True)
     solver = Amortized(sampler, posterior, "smc", candidates=m, chunk=2 * m)
     samples = solver(obs, m, generator)
     mean, covariance, log_z = truth(posterior, obs)
