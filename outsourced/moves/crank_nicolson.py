@@ -52,7 +52,8 @@ def pcn(
     b = column(step, state.z)
     shrink, noise = (1 - b.square()).sqrt(), normal(state.z, generator)
     if preconditioner is None:
-        z, log_prior = shrink * state.z + b * noise, 0.0
+        z = shrink * state.z + b * noise
+        log_prior = torch.zeros_like(state.log_reward)
     else:
         white = preconditioner.whiten(state.z)
         moved = shrink * white + b * noise

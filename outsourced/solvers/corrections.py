@@ -210,8 +210,8 @@ def _choose(accept: Tensor, fresh: Draws, one: slice, current: Draws) -> Draws:
     def pair(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(accept.reshape(*accept.shape, *[1] * (old.ndim - 2)), new[one], old)
 
-    names = ("z", "x", "log_weight")
-    return Draws(*(pair(getattr(fresh, name), getattr(current, name)) for name in names))
+    weight = pair(fresh.log_weight, current.log_weight)
+    return Draws(pair(fresh.z, current.z), pair(fresh.x, current.x), weight)
 
 
 def finish(
