@@ -131,8 +131,8 @@ def test_corrections_of_a_run(train, sample, tmp_path) -> None:
     """
     build_run(train, tmp_path)
     seen = {}
-    for correct in ("null", "importance", "smc", "imh", "pcn", "mala", "hmc"):
-        moves = ("moves=9",) if correct in ("imh", "pcn", "mala", "hmc") else ()
+    for correct in ("null", "smc", "imh", "hmc"):
+        moves = ("moves=9",) if correct in ("imh", "hmc") else ()
         answer = sample("run=r", "n=4", "observations=2", f"correct={correct}", *moves)
         assert answer.code == 0, answer.error
         values = json.loads(Path("r/samples/metrics.json").read_text())
