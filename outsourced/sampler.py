@@ -93,8 +93,7 @@ class NoiseSampler(nn.Module):
         self.anchoring: Anchoring | None = None
         if informed == "anchor":
             shapes = self.noise_shape, conditioning.data_shape
-            options = lookup, climb, anchor_precision
-            self.anchoring = Anchoring(size, *shapes, self.dense, *options)
+            self.anchoring = Anchoring(size, *shapes, self.dense, lookup, climb, anchor_precision)
             size += self.anchoring.size
         if informed == "gauss_newton":
             self.anchor = zero_(nn.Linear(size, 2 * noise_shape[0]))
