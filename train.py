@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from outsourced.allocator import keep_freed_memory
 from outsourced.bank import PairBank
-from outsourced.build import build, code_version, resolve
+from outsourced.build import accelerator, build, code_version, resolve
 from outsourced.commands import launch, one_line_errors
 from outsourced.evaluation import Evaluator
 from outsourced.fit import fit
@@ -34,6 +34,7 @@ def train(cfg: DictConfig) -> None:
     overwrite = config.pop("overwrite")
     lightning.seed_everything(settings.seed, verbose=False)
     problem = build(config)
+    problem.posterior.to(accelerator(cfg.lightning.accelerator))  # it makes the bank, too
     config["sampler"] = resolve(config, problem.posterior)
     images, test = instantiate(cfg.data.images), instantiate(cfg.data.test)
     paths = {name: value for name, value in config["paths"].items() if name != "buffer"}
@@ -50,9 +51,8 @@ def train(cfg: DictConfig) -> None:
     parts = problem.sampler, problem.posterior, instantiate(cfg.objective), mixture, settings
     module = SamplerTraining(*parts, evaluate)
     resumed = run.create(config, overwrite)
-    bank = PairBank.build(
-        problem.posterior, cfg.data.bank_folder, cfg.data.bank_size, settings.seed
-    )
+    where, size, chunk = (cfg.data[f"bank_{name}"] for name in ("folder", "size", "chunk"))
+    bank = PairBank.build(problem.posterior, where, size, settings.seed, chunk)
     data = PairData(bank, images, settings, module.store(bank))
     metadata = {"prior": problem.posterior.prior.fingerprint(), "code": code_version()}
     if logger := instantiate(cfg.get("logger")):

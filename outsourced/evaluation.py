@@ -154,7 +154,8 @@ class Evaluator:
         self.images = None if images is None else images[:observations]
         self.real: Observation | None = None
         if self.images is not None:
-            self.real = posterior.task.sample(self.images, generator=generator)  # type: ignore[operator]
+            x = self.images.to(posterior.device)  # where the operator is
+            self.real = posterior.task.sample(x, generator=generator)  # type: ignore[operator]
 
     def _generator(self, device: torch.device) -> torch.Generator:
         return torch.Generator(device).manual_seed(self.seed)
