@@ -14,7 +14,7 @@ from outsourced.bank import PairBank
 from outsourced.build import build, code_version, resolve
 from outsourced.commands import launch, one_line_errors
 from outsourced.evaluation import Evaluator
-from outsourced.fit import fit
+from outsourced.fit import fit, training_device
 from outsourced.loggers import begin, close, log_image
 from outsourced.paths import PathMixture
 from outsourced.replay import ReplayBuffer
@@ -50,6 +50,7 @@ def train(cfg: DictConfig) -> None:
     parts = problem.sampler, problem.posterior, instantiate(cfg.objective), mixture, settings
     module = SamplerTraining(*parts, evaluate)
     resumed = run.create(config, overwrite)
+    problem.posterior.to(training_device(config["lightning"]))  # the bank is made there, too
     bank = PairBank.build(
         problem.posterior, cfg.data.bank_folder, cfg.data.bank_size, settings.seed
     )
@@ -60,6 +61,7 @@ def train(cfg: DictConfig) -> None:
     begin(loggers, {**config, **metadata})
     done = fit(run, module, data, metadata, resumed, loggers, **cfg.lightning)
     if done and module.global_rank == 0:
+        problem.sampler.to(problem.posterior.device)  # Lightning leaves it on the CPU
         problem.sampler.load_state_dict(module.average)
         figures = evaluate(settings.max_steps) | module.costs()
         run.finish(module.average, metadata, figures)
