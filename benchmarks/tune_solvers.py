@@ -7,12 +7,12 @@
 For each task, solver and number of steps it runs a full grid of step sizes, half a decade apart and
 two decades to each side of the start in `SEARCHES`, moves it while the best setting lies on its
 border, and ends with grids of a quarter of a decade. All images and settings of a grid run at once.
-Another number of steps starts at the best of the first, over the ratio of the steps, one decade to
-each side. Better is a higher PSNR of single samples against the truth by more than `TOLERANCE`, or,
-with --metric residual, a residual nearer to sigma. Validation images are the last of the held-out
-ones, which the tables, that use the first, never see. Every setting that was tried is a row of the
-CSV file, where the same command goes on; the best of each are in the table beside it. The second
-command writes the best rows of a file into the package, where the solvers find them.
+Another number of steps starts at the best of the first, over the ratio of the steps, half a decade
+to each side. Better is a higher PSNR of single samples against the truth by more than `TOLERANCE`,
+or, with --metric residual, a residual nearer to sigma. Validation images are the last of the
+held-out ones, which the tables, that use the first, never see. Every setting that was tried is a
+row of the CSV file, where the same command goes on; the best of each are in the table beside it.
+The second command writes the best rows of a file into the package, where the solvers find them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.driver import add_device, call, parser, render, surroundings, told
+from benchmarks.posteriors import configured, load
 from benchmarks.search import COLUMNS, Sizes, Trials, score, search
 from benchmarks.tables import Record, markdown, read_csv
-from outsourced.build import build_posterior
 from outsourced.metrics import psnr
 from outsourced.posterior import Posterior
 from outsourced.run import write_text
@@ -39,9 +39,8 @@ from outsourced.solvers.step_sizes import TUNED, task_name
 from outsourced.tasks.base import Observation
 
 SECTION = "tune_solvers"
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RESERVED = 512  # held-out images that are left to the tables
-WIDE, NARROW = 4, 2  # settings to each side of the centre of a first grid
+WIDE, NARROW = 4, 1  # settings to each side of the centre of a first grid
 TOLERANCE = {"psnr": 0.01, "residual": 0.003}  # dB; and nats of the ratio to sigma
 # Where each search starts: a file of configs/solver, changed settings, step sizes at 100 steps.
 SEARCHES: dict[str, tuple[str, dict[str, Any], Sizes]] = {
@@ -55,26 +54,6 @@ SEARCHES: dict[str, tuple[str, dict[str, Any], Sizes]] = {
     "flow_dps": ("flow_dps", {}, {"omega": 1.0}),
 }
 METRICS = ("psnr", "residual")
-
-
-def load(prior: str, task: str, changes: list[str]) -> tuple[Posterior, Tensor]:
-    """The posterior that `train.py prior=PRIOR task=TASK` gets, and its held-out images.
-
-    Raises:
-        ValueError: the prior's configuration has no held-out images.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = compose("train", overrides=[f"prior={prior}", f"task={task}", *changes])
-    if config.data.test is None:
-        raise ValueError(f"--prior {prior} has no held-out images (data.test); use a fashion prior")
-    parts = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(parts, dict)
-    chosen: dict[str, Any] = {str(name): parts[name] for name in ("prior", "task", "posterior")}
-    return build_posterior(chosen), instantiate(config.data.test)
 
 
 def validation(posterior: Posterior, images: Tensor, count: int, seed: int) -> Any:
@@ -95,13 +74,8 @@ def validation(posterior: Posterior, images: Tensor, count: int, seed: int) -> A
 
 def build(name: str, steps: int, sizes: Sizes, posterior: Posterior) -> Any:
     """A solver as configured, with the given steps and step sizes; it carries diverged rows on."""
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
     file, changes, _ = SEARCHES[name]
-    config = OmegaConf.load(CONFIGS / "solver" / f"{file}.yaml")
-    own = {**changes, "steps": steps, **sizes, "strict": False}
-    return instantiate({**config, **own}, posterior=posterior)
+    return configured(file, {**changes, "steps": steps, **sizes, "strict": False}, posterior)
 
 
 @torch.no_grad()

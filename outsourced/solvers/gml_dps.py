@@ -44,9 +44,7 @@ class GMLDPS(DiffusionSampler):
         **loop: Any,
     ) -> None:
         super().__init__(posterior, steps, **loop)
-        self.omega, self.gamma = step_sizes(
-            self.name, posterior, steps, omega=omega, gamma=gamma
-        )
+        self.omega, self.gamma = step_sizes(self.name, posterior, steps, omega=omega, gamma=gamma)
         self.eta = check_eta(eta)
 
     def step(self, z: Tensor, at: Moment) -> tuple[Tensor, Tensor]:

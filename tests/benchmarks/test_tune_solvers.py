@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import tune_solvers
+from benchmarks.posteriors import CONFIGS
 from benchmarks.search import score, search
 from benchmarks.tables import read_csv
 from benchmarks.tune_solvers import build
@@ -225,7 +226,7 @@ def test_searches_fit_their_configurations() -> None:
     from omegaconf import OmegaConf
 
     for file, changes, start in tune_solvers.SEARCHES.values():
-        config = OmegaConf.load(tune_solvers.CONFIGS / "solver" / f"{file}.yaml")
+        config = OmegaConf.load(CONFIGS / "solver" / f"{file}.yaml")
         assert set(changes) | set(start) <= set(config)
         unset = {name for name in ("omega", "gamma") if name in config and config[name] is None}
         assert unset <= set(start)
