@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from .base import Observation, Task
 from .features import stack_flat, stack_on_grid
 from .jacobian import directional
-from .noise_level import NoiseLevel, as_column, as_sigma
+from .noise_level import as_column, as_sigma
 from .operators import OperatorSampler, draw_operator
 from .probe import check_physics, probe_adjoint, probe_forward, probe_gain
+from .ranges import PositiveRange
 from .stateless import stateless
 
 
@@ -50,7 +51,7 @@ class Measurement(Task):
         operator_sampler: OperatorSampler | None = None,
     ) -> None:
         super().__init__()
-        self.noise_level = NoiseLevel(sigma)
+        self.noise_level = PositiveRange(sigma, "task.sigma")
         self.data_shape = tuple(int(s) for s in data_shape)
         check_physics(physics)
         from deepinv.physics import LinearPhysics
@@ -180,7 +181,9 @@ class Measurement(Task):
         n = x.shape[0]
         if params is None:
             params = self.sample_operator(n, generator)
-        params = {k: v.to(x.device) for k, v in params.items()}
+        params = {
+            k: v.to(x) if v.is_floating_point() else v.to(x.device) for k, v in params.items()
+        }
         if sigma is None:
             sigma = self.noise_level.sample(n, generator)
         sigma = as_sigma(sigma, n).to(x)
