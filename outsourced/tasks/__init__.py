@@ -4,13 +4,16 @@ from .base import Observation, Task
 from .blur_kernels import GaussianKernel
 from .deblur import Deblur
 from .denoise import Denoise
+from .free_masks import BrushStrokes, MixedMasks
 from .inpaint import Inpaint
 from .masks import FixedMask, RandomBox, RandomPixels
 from .measurement import Measurement
+from .region_masks import Outpaint, RandomHalf, RandomStripes
 from .superres import SuperResolution
 from .vectors import LinearMeasurement, NonlinearMeasurement
 
 __all__ = [
+    "BrushStrokes",
     "Deblur",
     "Denoise",
     "FixedMask",
@@ -18,10 +21,14 @@ __all__ = [
     "Inpaint",
     "LinearMeasurement",
     "Measurement",
+    "MixedMasks",
     "NonlinearMeasurement",
     "Observation",
+    "Outpaint",
     "RandomBox",
+    "RandomHalf",
     "RandomPixels",
+    "RandomStripes",
     "SuperResolution",
     "Task",
 ]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from .base import Observation
+from .free_masks import MaskSampler
 from .masks import RandomBox
 from .measurement import Measurement
-
-MaskSampler = Callable[[int, Sequence[int], torch.Generator | None], Tensor]
 
 
 class Inpaint(Measurement):
