@@ -31,6 +31,7 @@ class Deblur(Measurement):
         kernel: sampler of kernels, e.g. `GaussianKernel`.
         sigma: noise standard deviation on [-1, 1] images, or a pair (lo, hi).
         padding: what lies beyond the border: "reflect", "replicate", "circular" or "zeros".
+        noise: "gaussian" or "poisson".
 
     Raises:
         ValueError: when the kernel exceeds the image, a name is unknown, or sigma is not > 0.
@@ -42,6 +43,7 @@ class Deblur(Measurement):
         kernel: KernelSampler,
         sigma: float | Sequence[float],
         padding: str = "reflect",
+        noise: str = "gaussian",
     ) -> None:
         from deepinv.physics import Blur
 
@@ -52,7 +54,7 @@ class Deblur(Measurement):
         size = _check_kernel(first, shape)
         physics = Blur(None if kernel.varies else first, padding=padding, use_fft=size > FFT_SIZE)
         draw = partial(_filter_params, kernel) if kernel.varies else None
-        super().__init__(physics, shape, sigma, draw)
+        super().__init__(physics, shape, sigma, draw, noise)
 
 
 def _filter_params(

@@ -9,6 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def is_grid(shape: tuple[int, ...]) -> bool:
+    """Whether data of this shape are images (C, H, W)."""
+    return len(shape) == 3
+
+
+def resized(y: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Bring measurements to the grid of images, (B, C', H, W), or flatten them, (B, D).
+
+    Args:
+        y: (B, *measurement_shape).
+        shape: (C, H, W) of the images.
+    """
+    if not is_grid(tuple(y.shape[1:])):
+        return y.flatten(1)
+    return F.interpolate(y, shape[-2:], mode="bilinear", antialias=True)
+
+
 def stack_flat(first: Tensor, extra: Sequence[Tensor]) -> Tensor:
     """Flatten and join tensors of one batch, (B, D).
 
