@@ -1,7 +1,8 @@
 """Tasks: what an observation says about the data, as a log-likelihood."""
 
 from .base import Observation, Task
-from .blur_kernels import GaussianKernel
+from .blur_kernels import FixedKernel, GaussianKernel, MotionKernel
+from .compressed import CompressedSensing
 from .deblur import Deblur
 from .denoise import Denoise
 from .free_masks import BrushStrokes, MixedMasks
@@ -14,14 +15,17 @@ from .vectors import LinearMeasurement, NonlinearMeasurement
 
 __all__ = [
     "BrushStrokes",
+    "CompressedSensing",
     "Deblur",
     "Denoise",
+    "FixedKernel",
     "FixedMask",
     "GaussianKernel",
     "Inpaint",
     "LinearMeasurement",
     "Measurement",
     "MixedMasks",
+    "MotionKernel",
     "NonlinearMeasurement",
     "Observation",
     "Outpaint",
