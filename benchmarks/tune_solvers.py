@@ -98,7 +98,7 @@ def measure(
         sizes = torch.tensor([s[name] for s in settings], device=x.device, dtype=x.dtype)
         setattr(solver, name, sizes.repeat_interleave(each))
     solver.posterior.chunk = count * each
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(x.device).manual_seed(seed)
     z = solver.posterior.draw_noise(each, generator)
     rows = tile(obs, count)
     samples = solver.solve(z.repeat(count, *[1] * (z.ndim - 1)), rows, generator)

@@ -6,12 +6,14 @@ import torch
 from torch.distributions import Normal
 
 from outsourced.tasks import (
+    CompressedSensing,
     Deblur,
     Denoise,
     GaussianKernel,
     Inpaint,
     LinearMeasurement,
     Measurement,
+    MotionKernel,
     NonlinearMeasurement,
     RandomBox,
     RandomPixels,
@@ -24,6 +26,8 @@ FACTORIES = {
     "pixels": lambda: Inpaint(SHAPE, RandomPixels(0.1, 0.9), (0.1, 1.0)),
     "denoise": lambda: Denoise(SHAPE, (0.1, 1.0)),
     "superres": lambda: SuperResolution(SHAPE, 4, 0.2),
+    "motion": lambda: Deblur(SHAPE, MotionKernel(7), 0.2, "zeros"),
+    "sensing": lambda: CompressedSensing(SHAPE, 0.3, (0.1, 1.0)),
     "deblur": lambda: Deblur(SHAPE, GaussianKernel((0.4, 1.5)), (0.1, 1.0)),
     "linear": lambda: LinearMeasurement(measurements=7, dim=5, seed=0, sigma=0.4),
     "nonlinear": lambda: NonlinearMeasurement(
@@ -161,7 +165,7 @@ def test_module_apply_still_works(tasks):
     assert {"Denoise", "Denoising", "Sequential"} <= set(seen)
 
 
-@pytest.mark.parametrize("name", ["inpaint", "denoise", "superres", "deblur", "linear"])
+@pytest.mark.parametrize("name", ["inpaint", "denoise", "superres", "deblur", "sensing", "linear"])
 def test_forward_and_reverse_derivatives_match_finite_differences(tasks, name):
     """Mutants: A under no_grad; a detached mask product; an operator without forward-mode AD."""
     task = FACTORIES[name]().double()
