@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from outsourced.allocator import keep_freed_memory
 from outsourced.bank import PairBank
-from outsourced.build import accelerator, build, code_version, resolve, with_teacher
+from outsourced.build import build, code_version, resolve, with_teacher
 from outsourced.commands import launch, one_line_errors, overridden
 from outsourced.evaluation import Evaluator
-from outsourced.fit import fit
+from outsourced.fit import fit, training_device
 from outsourced.loggers import begin, close, log_image
 from outsourced.paths import PathMixture
 from outsourced.replay import ReplayBuffer
@@ -35,7 +35,7 @@ def train(cfg: DictConfig) -> None:
     overwrite, options = config.pop("overwrite"), config["lightning"]
     lightning.seed_everything(settings.seed, verbose=False)
     problem = build(config, teacher)
-    problem.posterior.to(accelerator(options["accelerator"]))  # it makes the bank, too
+    problem.posterior.to(training_device(options))  # it makes the bank, too
     config["sampler"] = resolve(config, problem.posterior)
     images, test = (instantiate(config["data"][name]) for name in ("images", "test"))
     paths = {name: value for name, value in config["paths"].items() if name != "buffer"}
@@ -59,6 +59,7 @@ def train(cfg: DictConfig) -> None:
     loggers += filter(None, [instantiate(config["logger"])])
     begin(loggers, {**config, **metadata})
     if fit(run, module, data, metadata, resumed, loggers, **options) and module.global_rank == 0:
+        problem.sampler.to(problem.posterior.device)  # Lightning leaves it on the CPU
         problem.sampler.load_state_dict(module.average)
         figures = evaluate(settings.max_steps) | module.costs()
         if teacher is not None:

@@ -1,7 +1,6 @@
 """From a resolved configuration to objects, and from a run folder back to a trained sampler."""
 
 import math
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
@@ -101,17 +99,6 @@ def build(config: dict[str, Any], teacher: Problem | None = None) -> Problem:
         done, total = inherit(sampler, teacher.sampler)
         print(f"the student starts with {done} of its {total} weights from its teacher")
     return Problem(posterior, sampler)
-
-
-def accelerator(name: str) -> torch.device:
-    """Where Lightning will move a training, known before it does.
-
-    Args:
-        name: `lightning.accelerator`.
-    """
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # of Lightning's processes
 
 
 def load_run(folder: str, weights: str = WEIGHTS) -> Problem:

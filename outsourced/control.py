@@ -24,7 +24,7 @@ INFORMED = ("none", "anchor", "gradient", "gauss_newton")
 PATHWISE = ("none", "anchor")  # whose inputs carry the gradient of the path
 COVARIANCES = ("diagonal", "full")
 LOG_SCALE_LIMIT = 6.0  # a learned standard deviation moves by at most e^6 from its base
-ANCHOR_GAIN = 100.0  # the objective alone has to open these
+ANCHOR_GAIN = 10.0  # of gates that training opens before its first step
 GATE_GAIN = 30.0  # lets the gates open before the network learns to do without them
 
 
@@ -46,6 +46,8 @@ class Control(nn.Module):
     Raises:
         ValueError: Unknown option, or one that does not fit the noise.
     """
+
+    opened: Tensor
 
     def __init__(
         self,
@@ -84,6 +86,8 @@ class Control(nn.Module):
             self.guidance = GaussNewtonGuidance(reference)
         if informed in ("anchor", "gauss_newton"):
             self.gate = nn.Parameter(torch.zeros(2, reference.steps))
+        if informed == "anchor":
+            self.register_buffer("opened", torch.zeros(()))
 
     @staticmethod
     def _check_components(components: int, dense: bool) -> None:
@@ -119,6 +123,13 @@ class Control(nn.Module):
                 f"for spatial noise {noise_shape} use informed=none|anchor|gradient and "
                 "covariance=diagonal"
             )
+
+    def open(self) -> None:
+        """Make an untrained anchored control draw from the Gaussian about its anchor.
+
+        Until then it draws from the prior; `anchor` only.
+        """
+        self.opened.fill_(1.0)
 
     def guide(
         self, z: Tensor, k: Tensor, context: Context, conditioning: Conditioning | None
@@ -206,8 +217,7 @@ class Control(nn.Module):
         delta, c = anchored.posterior(z, rho, spread)
         inputs = [z, rho * z + spread * delta, delta]
         shift, log_std, _, lower, share = self._outputs(inputs, k, context)
-        # Bounded, since a gain as high as this makes every step of the optimiser a long one.
-        gates = 2 * torch.tanh(ANCHOR_GAIN / 2 * self.gate[:, k])
+        gates = self.opened + torch.tanh(ANCHOR_GAIN * self.gate[:, k])
         mean_gate, scale_gate = gates.reshape(*gates.shape, *[1] * (z.ndim - 1))
         log_c = self._each(scale_gate * c.log())
         # The network works in the standard deviations of the Gaussian.

@@ -51,6 +51,8 @@ class NoiseSampler(nn.Module):
             `anchor` only. `Lookup.fill` them before use.
         climb: Gradients of log r by which an anchor is improved; `anchor` only, 0 for black boxes.
         anchor_precision: First log-precision of the Gaussian about an anchor; `anchor` only.
+        anchor_slope: Whether the control also sees the gradient of log r at the anchor; `anchor`
+            only, one gradient an observation.
         anchor_steps: Most Gauss-Newton steps from the predicted anchor; `gauss_newton` only.
         flow: Also build the state flow log F(z_k, y) - log N(z_k) that sub-trajectory balance
             learns.
@@ -77,6 +79,7 @@ class NoiseSampler(nn.Module):
         lookup: int = 8192,
         climb: int = 0,
         anchor_precision: float = 4.0,
+        anchor_slope: bool = False,
         anchor_steps: int = 10,
         flow: bool = False,
         max_rows: int = 6400,
@@ -96,7 +99,8 @@ class NoiseSampler(nn.Module):
         self.anchoring: Anchoring | None = None
         if informed == "anchor":
             shapes = self.noise_shape, conditioning.data_shape
-            self.anchoring = Anchoring(size, *shapes, self.dense, lookup, climb, anchor_precision)
+            settings = lookup, climb, anchor_precision, anchor_slope
+            self.anchoring = Anchoring(size, *shapes, self.dense, *settings)
             size += self.anchoring.size
         if informed == "gauss_newton":
             self.anchor = zero_(nn.Linear(size, 2 * noise_shape[0]))
@@ -125,8 +129,8 @@ class NoiseSampler(nn.Module):
         """Everything that is computed once per observation."""
         embedding = self.embed(obs)
         if self.anchoring is not None:
-            anchored = self.anchoring(embedding, obs, self.conditioning)
-            return Context(self.anchoring.extend(embedding, anchored), obs, anchored=anchored)
+            anchored, embedding = self.anchoring(embedding, obs, self.conditioning)
+            return Context(embedding, obs, anchored=anchored)
         if self.control.informed != "gauss_newton":
             return Context(embedding, obs)
         start = self.anchor(embedding)[:, : self.noise_shape[0]].detach()

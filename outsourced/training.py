@@ -84,8 +84,8 @@ class SamplerTraining(lightning.LightningModule):
             return 0
         lookup = self.sampler.anchoring.lookup
         lookup.fill(*bank.rows(torch.arange(min(len(lookup), len(bank)))))
-        for name, value in lookup.state_dict(prefix="anchoring.lookup.").items():
-            self.average[name] = value.clone()
+        self.sampler.control.open()
+        self.average |= {k: v.clone() for k, v in self.sampler.state_dict().items()}
         return len(lookup)
 
     def on_fit_start(self) -> None:

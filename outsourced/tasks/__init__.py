@@ -1,23 +1,38 @@
 """Tasks: what an observation says about the data, as a log-likelihood."""
 
 from .base import Observation, Task
+from .blur_kernels import FixedKernel, GaussianKernel, MotionKernel
+from .compressed import CompressedSensing
+from .deblur import Deblur
 from .denoise import Denoise
+from .free_masks import BrushStrokes, MixedMasks
 from .inpaint import Inpaint
 from .masks import FixedMask, RandomBox, RandomPixels
 from .measurement import Measurement
+from .region_masks import Outpaint, RandomHalf, RandomStripes
 from .superres import SuperResolution
 from .vectors import LinearMeasurement, NonlinearMeasurement
 
 __all__ = [
+    "BrushStrokes",
+    "CompressedSensing",
+    "Deblur",
     "Denoise",
+    "FixedKernel",
     "FixedMask",
+    "GaussianKernel",
     "Inpaint",
     "LinearMeasurement",
     "Measurement",
+    "MixedMasks",
+    "MotionKernel",
     "NonlinearMeasurement",
     "Observation",
+    "Outpaint",
     "RandomBox",
+    "RandomHalf",
     "RandomPixels",
+    "RandomStripes",
     "SuperResolution",
     "Task",
 ]

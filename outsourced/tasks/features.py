@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+RADII = (math.pi / 8, math.pi / 4, math.pi / 2)  # of the frequencies of `transfer`
+DIRECTIONS = 4
+
+
+def transfer(kernels: Tensor) -> Tensor:
+    """Return the Fourier transform of kernels at a few low frequencies, (B, 24): real, imaginary.
+
+    An embedding that says, anywhere on a grid, how much of each frequency a blur has left.
+
+    Args:
+        kernels: (B, 1, k, k), k odd; the middle entry is the origin.
+    """
+    angles = torch.arange(DIRECTIONS, device=kernels.device) * math.pi / DIRECTIONS
+    radii = torch.tensor(RADII, device=kernels.device)[:, None]
+    place = (torch.arange(kernels.shape[-1], device=kernels.device) - kernels.shape[-1] // 2).to(
+        kernels.dtype
+    )
+    rows, columns = (
+        torch.exp(-1j * (radii * wave).flatten()[:, None] * place)
+        for wave in (angles.sin(), angles.cos())
+    )
+    values = torch.einsum("bij,fi,fj->bf", kernels[:, 0].to(rows.dtype), rows, columns)
+    return torch.cat([values.real, values.imag], 1).to(kernels.dtype)
+
+
+def is_grid(shape: tuple[int, ...]) -> bool:
+    """Whether data of this shape are images (C, H, W)."""
+    return len(shape) == 3
+
+
+def resized(y: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Bring measurements to the grid of images, (B, C', H, W), or flatten them, (B, D).
+
+    Args:
+        y: (B, *measurement_shape).
+        shape: (C, H, W) of the images.
+    """
+    if not is_grid(tuple(y.shape[1:])):
+        return y.flatten(1)
+    return F.interpolate(y, shape[-2:], mode="bilinear", antialias=True)
 
 
 def stack_flat(first: Tensor, extra: Sequence[Tensor]) -> Tensor:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from .base import Observation
+from .checks import check_shape
+from .free_masks import MaskSampler
 from .masks import RandomBox
 from .measurement import Measurement
-
-MaskSampler = Callable[[int, Sequence[int], torch.Generator | None], Tensor]
+from .noise_models import GaussianNoise
+from .pairwise import pairwise_gaussian
 
 
 class Inpaint(Measurement):
@@ -22,6 +24,7 @@ class Inpaint(Measurement):
         data_shape: (C, H, W).
         mask: sampler (n, data_shape, generator) -> (n, 1, H, W) of 0 = hidden, 1 = observed.
         sigma: noise standard deviation on [-1, 1] images, or a pair (lo, hi).
+        noise: "gaussian" or "poisson".
 
     Raises:
         ValueError: when the masks are not binary or have a wrong size, or sigma is not > 0.
@@ -32,17 +35,17 @@ class Inpaint(Measurement):
         data_shape: Sequence[int],
         mask: MaskSampler = RandomBox(),  # noqa: B008 - frozen
         sigma: float | Sequence[float] = 0.05,
+        noise: str = "gaussian",
     ) -> None:
         from deepinv.physics import Inpainting
 
         shape = tuple(int(s) for s in data_shape)
         _check_masks(mask(2, shape, torch.Generator().manual_seed(0)), shape)
-        super().__init__(Inpainting(img_size=shape), shape, sigma, partial(_mask_params, mask))
+        draw = partial(_mask_params, mask)
+        super().__init__(Inpainting(img_size=shape), shape, sigma, draw, noise)
 
     def pairwise_log_reward(self, x: Tensor, obs: Observation) -> Tensor:
-        """Return log p(y_j | x_i) - log p(y_j | 0) of all pairs, (N, B) nats.
-
-        Two matrix products: |m (y - x)|^2 - |m y|^2 = m . x^2 - 2 m y . x for a binary mask m.
+        """Return log p(y_j | x_i) - log p(y_j | 0) of all pairs, (N, B) nats, at once.
 
         Args:
             x: images, (N, C, H, W).
@@ -51,12 +54,12 @@ class Inpaint(Measurement):
         Raises:
             ValueError: when an observation or an image does not fit the task.
         """
+        if not isinstance(self.noise, GaussianNoise):
+            return super().pairwise_log_reward(x, obs)
         self.check(obs)
-        self._check_shape("x", x, self.data_shape)
-        mask = obs.params["mask"].expand_as(obs.y).flatten(1)
-        flat = x.flatten(1)
-        square = flat.square() @ mask.T - 2 * flat @ (mask * obs.y.flatten(1)).T
-        return -0.5 * square / obs.sigma.square()
+        check_shape("x", x, self.data_shape)
+        seen = obs.params["mask"].expand_as(obs.y)
+        return pairwise_gaussian(x.flatten(1), obs.y.flatten(1), seen.flatten(1), obs.sigma)
 
 
 def _mask_params(

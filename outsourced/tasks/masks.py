@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 
-def _image_size(shape: Sequence[int]) -> tuple[int, int]:
+def image_size(shape: Sequence[int]) -> tuple[int, int]:
+    """(H, W) of images of `shape` (C, H, W).
+
+    Raises:
+        ValueError: when the shape is no image's.
+    """
     if len(shape) != 3:
         raise ValueError(f"a mask needs images of shape (C, H, W), got data_shape {tuple(shape)}")
     return shape[1], shape[2]
 
 
-def _integers(low: Tensor, high: Tensor, generator: torch.Generator | None) -> Tensor:
+def uniform_integers(low: Tensor, high: Tensor, generator: torch.Generator | None) -> Tensor:
     """Uniform integers from low to high inclusive, elementwise."""
     u = torch.rand(low.shape, generator=generator, device=low.device, dtype=torch.float64)
     return low + (u * (high - low + 1)).long()
@@ -27,42 +32,50 @@ class RandomBox:
     """Hide one box per sample: height and width uniform in a range, position uniform inside.
 
     Args:
-        min_side: smallest side in pixels.
-        max_side: largest side in pixels, inclusive.
+        min_side: smallest side in pixels; below 1, as a fraction of the image's shorter side.
+        max_side: largest side, inclusive; in the same way.
 
     Raises:
-        ValueError: when not 1 <= min_side <= max_side, or when max_side exceeds the image.
+        ValueError: when not 0 < min_side <= max_side, one of them is a fraction and the other is
+            not, or when max_side exceeds the image.
     """
 
-    min_side: int = 8
-    max_side: int = 20
+    min_side: float = 8
+    max_side: float = 20
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_side <= self.max_side:
+        if not 0 < self.min_side <= self.max_side or (self.min_side < 1) != (self.max_side < 1):
             raise ValueError(
-                "RandomBox needs 1 <= min_side <= max_side, got "
-                f"min_side={self.min_side}, max_side={self.max_side}"
+                "RandomBox needs 1 <= min_side <= max_side in pixels, or fractions of the image "
+                f"0 < min_side <= max_side < 1, got min_side={self.min_side}, "
+                f"max_side={self.max_side}"
             )
 
     def __call__(
         self, n: int, shape: Sequence[int], generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw n masks for images of `shape` (C, H, W); returns (n, 1, H, W)."""
-        size = _image_size(shape)
+        size = image_size(shape)
         if self.max_side > min(size):
             raise ValueError(
                 f"RandomBox.max_side must fit the image {size[0]}x{size[1]}, got {self.max_side}"
             )
-        hidden = [self._interval(n, length, generator) for length in size]
+        unit = min(size) if self.max_side < 1 else 1
+        sides = max(1, round(self.min_side * unit)), max(1, round(self.max_side * unit))
+        hidden = [_interval(n, length, *sides, generator) for length in size]
         return 1.0 - (hidden[0][:, None, :, None] & hidden[1][:, None, None, :]).float()
 
-    def _interval(self, n: int, length: int, generator: torch.Generator | None) -> Tensor:
-        device = generator.device if generator is not None else None
-        full = torch.full((n,), self.min_side, device=device)
-        side = _integers(full, torch.full_like(full, self.max_side), generator)
-        start = _integers(torch.zeros_like(side), length - side, generator)[:, None]
-        index = torch.arange(length, device=device)
-        return (index >= start) & (index < start + side[:, None])
+
+def _interval(
+    n: int, length: int, least: int, most: int, generator: torch.Generator | None
+) -> Tensor:
+    """Which of `length` places lie in an interval of random size and place, boolean (n, length)."""
+    device = generator.device if generator is not None else None
+    full = torch.full((n,), least, device=device)
+    side = uniform_integers(full, torch.full_like(full, most), generator)
+    start = uniform_integers(torch.zeros_like(side), length - side, generator)[:, None]
+    index = torch.arange(length, device=device)
+    return (index >= start) & (index < start + side[:, None])
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ class RandomPixels:
         self, n: int, shape: Sequence[int], generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw n masks for images of `shape` (C, H, W); returns (n, 1, H, W)."""
-        height, width = _image_size(shape)
+        height, width = image_size(shape)
         device = generator.device if generator is not None else None
         u = torch.rand(n, generator=generator, device=device)
         ratio = self.min_ratio + (self.max_ratio - self.min_ratio) * u
@@ -131,7 +144,7 @@ class FixedMask:
         self, n: int, shape: Sequence[int], generator: torch.Generator | None = None
     ) -> Tensor:
         """Repeat the mask for n images of `shape` (C, H, W); returns (n, 1, H, W)."""
-        size = _image_size(shape)
+        size = image_size(shape)
         if tuple(self.mask.shape[1:]) != size:
             raise ValueError(
                 f"FixedMask.mask must have the image size {size[0]}x{size[1]}, got "

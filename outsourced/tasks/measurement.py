@@ -1,26 +1,28 @@
-"""Gaussian measurements y = A(x) + n of any deepinv physics, with the operator drawn per sample."""
+"""Measurements y = A(x) + n of any deepinv physics, with the operator drawn per sample."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Observation, Task
-from .features import stack_flat, stack_on_grid
+from .checks import check_pairs, check_params, check_shape
+from .features import is_grid, resized, stack_flat, stack_on_grid
 from .jacobian import directional
-from .noise_level import NoiseLevel, as_column, as_sigma
+from .noise_level import as_column, as_sigma
+from .noise_models import GaussianNoise, noise_model
 from .operators import OperatorSampler, draw_operator
-from .probe import check_physics, probe_adjoint, probe_forward, probe_gain
-from .stateless import stateless
+from .pairwise import pairwise_gaussian
+from .probe import check_physics, probe_adjoint, probe_forward, probe_gain, probe_intensity
+from .ranges import PositiveRange
+from .stateless import noise_reaches, stateless
 
 
 class Measurement(Task):
-    """y = A(x) + n with A any deepinv Physics, linear or not, and n white Gaussian noise.
+    """y = A(x) + n with A any deepinv Physics, linear or not, and n white Gaussian or shot noise.
 
     The noise of the task replaces that of the physics. Where the physics masks its noise
     (inpainting, MRI), the masked entries of y are 0 and carry no likelihood.
@@ -33,10 +35,13 @@ class Measurement(Task):
         operator_sampler: draws operator parameters, one per sample: a callable
             (n, data_shape, generator) -> dict of tensors (n, ...), or a deepinv
             `PhysicsGenerator`. None keeps the operator fixed.
+        noise: "gaussian", or "poisson" for shot noise of deviation sigma at white; see
+            `PoissonNoise`.
 
     Raises:
         ValueError: when sigma is not > 0, or the physics fails its probe: not a Physics, wrong
-            shapes, non-finite, random, mixing the batch, or with an adjoint that is none.
+            shapes, non-finite, random, mixing the batch, or with an adjoint that is none; or when
+            its measurements are no intensities that photons could count.
     """
 
     physics: Any
@@ -48,9 +53,11 @@ class Measurement(Task):
         data_shape: Sequence[int],
         sigma: float | Sequence[float],
         operator_sampler: OperatorSampler | None = None,
+        noise: str = "gaussian",
     ) -> None:
         super().__init__()
-        self.noise_level = NoiseLevel(sigma)
+        self.noise = noise_model(noise)
+        self.noise_level = PositiveRange(sigma, "task.sigma")
         self.data_shape = tuple(int(s) for s in data_shape)
         check_physics(physics)
         from deepinv.physics import LinearPhysics
@@ -70,12 +77,13 @@ class Measurement(Task):
         self.param_shapes = {k: tuple(v.shape[1:]) for k, v in params.items()}
         name = type(self.physics).__name__
         y = probe_forward(name, self.apply, x, params)
-        self.measurement_shape = tuple(y.shape[1:])
-        self.adjoint_gain = 1.0
+        self.measurement_shape, self.adjoint_gain = tuple(y.shape[1:]), 1.0
+        if not isinstance(self.noise, GaussianNoise):
+            probe_intensity(name, self.apply, x, params)
         if self.linear:
             v = torch.randn(y.shape, generator=generator).to(y)
             probe_adjoint(name, self.adjoint, x, y, params, v)
-            self.adjoint_gain = probe_gain(self.apply, self.adjoint, torch.ones_like(x), params)
+            self.adjoint_gain = probe_gain(self.apply, self.adjoint, x, params)
         sigma = torch.full((2,), self.noise_level.lo, device=device)
         self.feature_shape = tuple(self.features(Observation(y, params, sigma)).shape[1:])
 
@@ -92,17 +100,8 @@ class Measurement(Task):
             ValueError: when the sampler returns other names or shapes than at construction.
         """
         params = draw_operator(self.operator_sampler, n, self.data_shape, generator)
-        self._check_params(n, params)
+        check_params(n, params, self.param_shapes)
         return params
-
-    def _check_params(self, n: int, params: dict[str, Tensor]) -> None:
-        got = {k: tuple(v.shape) for k, v in params.items()}
-        expected = {k: (n, *shape) for k, shape in self.param_shapes.items()}
-        if got != expected:
-            raise ValueError(
-                f"task.params must be {expected} for {n} samples, got {got}; draw them with "
-                "task.sample_operator(n)"
-            )
 
     def apply(self, x: Any, params: dict[str, Tensor] | None = None) -> Any:
         """Return the noiseless A(x), (B, *measurement_shape), each item under its own operator.
@@ -119,8 +118,8 @@ class Measurement(Task):
         if params is None and not isinstance(x, Tensor):
             return super().apply(x)
         params = params or {}
-        self._check_shape("x", x, self.data_shape)
-        self._check_params(x.shape[0], params)
+        check_shape("x", x, self.data_shape)
+        check_params(x.shape[0], params, self.param_shapes)
         with stateless(self.physics):
             return self.physics.A(x, **params)
 
@@ -139,8 +138,8 @@ class Measurement(Task):
                 f"task.physics ({type(self.physics).__name__}) is not a LinearPhysics and has no "
                 "adjoint; use gradients of task.log_reward instead"
             )
-        self._check_shape("y", y, self.measurement_shape)
-        self._check_params(y.shape[0], params)
+        check_shape("y", y, self.measurement_shape)
+        check_params(y.shape[0], params, self.param_shapes)
         with stateless(self.physics):
             return self.physics.A_adjoint(y, **params)
 
@@ -151,13 +150,7 @@ class Measurement(Task):
             y: measurements, (B, *measurement_shape); only shape, dtype and device matter.
             params: operator parameters, each (B, ...).
         """
-        from deepinv.physics import ZeroNoise
-
-        with stateless(self.physics):
-            self.physics.update_parameters(**params)
-            self.physics.noise_model = ZeroNoise()
-            # Whatever a physics does to its noise besides adding it (a mask) shows on ones.
-            return self.physics.noise(torch.ones_like(y)) != 0
+        return noise_reaches(self.physics, y, params)
 
     def sample(
         self,
@@ -180,37 +173,32 @@ class Measurement(Task):
         n = x.shape[0]
         if params is None:
             params = self.sample_operator(n, generator)
-        params = {k: v.to(x.device) for k, v in params.items()}
+        params = {
+            k: v.to(x) if v.is_floating_point() else v.to(x.device) for k, v in params.items()
+        }
         if sigma is None:
             sigma = self.noise_level.sample(n, generator)
         sigma = as_sigma(sigma, n).to(x)
         clean = self.apply(x, params)
-        device = generator.device if generator is not None else x.device
-        noise = torch.randn(clean.shape, generator=generator, device=device, dtype=clean.dtype)
-        noise = torch.where(self.observed(clean, params), noise.to(x.device), 0.0)
-        return Observation(clean + as_column(sigma, clean) * noise, params, sigma)
+        noisy = self.noise.draw(clean, as_column(sigma, clean), generator)
+        y = torch.where(self.observed(clean, params), noisy, clean)
+        return Observation(y, params, sigma)
 
     def whitened_residual(self, x: Tensor, obs: Observation) -> Tensor:
-        """Return (y - A x) / sigma, (B, m), exactly 0 at entries that are not observed.
+        """Return (y - A x) in standard deviations, (B, m), exactly 0 at entries not observed.
 
         Args:
             x: data, (B, *data_shape).
             obs: B observations.
-
-        Raises:
-            ValueError: when shapes or batch sizes do not match or y is not finite.
         """
-        self.check(obs)
-        if len(obs) != x.shape[0]:
-            raise ValueError(
-                f"task needs one observation per x, got {len(obs)} observations for "
-                f"{x.shape[0]} x; use obs.repeat(n)"
-            )
-        residual = (obs.y - self.apply(x, obs.params)) / as_column(obs.sigma, obs.y)
+        self.check(obs, x)
+        clean = self.apply(x, obs.params)
+        residual = self.noise.whiten(obs.y, clean, as_column(obs.sigma, obs.y))
         return torch.where(self.observed(obs.y, obs.params), residual, 0.0).flatten(1)
 
     def whitened_jacobian(self, columns: Tensor, x: Tensor, obs: Observation) -> Tensor:
-        """Return the derivative of `whitened_residual` along tangents of x, (d, B, m).
+        """Return J along tangents of x, (d, B, m): -J^T residual is the gradient of log_reward,
+        and J^T J its Fisher information. Under Gaussian noise, the derivative of the residual.
 
         Args:
             columns: d tangents for each x, (d, B, *data_shape).
@@ -219,7 +207,8 @@ class Measurement(Task):
         """
         change = directional(self.apply, self.linear, columns, x, obs.params)
         # Masks and noise levels are those of the batch: a factor per observation, not per tangent.
-        factor = -self.observed(obs.y, obs.params).to(x.dtype) / as_column(obs.sigma, obs.y)
+        slope = self.noise.slope(self.apply(x, obs.params), as_column(obs.sigma, obs.y))
+        factor = -self.observed(obs.y, obs.params).to(x.dtype) * slope
         return (change * factor).flatten(2)
 
     def count(self, obs: Observation) -> Tensor:
@@ -229,8 +218,8 @@ class Measurement(Task):
     def log_reward(self, x: Tensor, obs: Observation) -> Tensor:
         """Return the normalised log-likelihood log p(y | x) in nats, (B,).
 
-        log N(y; A x, sigma^2 I) over the observed entries of that sample. Sums run in float64,
-        since a megapixel image has a log-likelihood of millions of nats.
+        Of the observed entries of each sample under its own operator and noise level. Sums run in
+        float64, since a megapixel image has a log-likelihood of millions of nats.
 
         Args:
             x: data, (B, *data_shape).
@@ -239,20 +228,31 @@ class Measurement(Task):
         Raises:
             ValueError: when shapes or batch sizes do not match or y is not finite.
         """
-        square = self.whitened_residual(x, obs).square().sum(1, dtype=torch.float64)
-        return (self.log_bound(obs) - 0.5 * square).to(x.dtype)
+        self.check(obs, x)
+        clean, seen = self.apply(x, obs.params), self.observed(obs.y, obs.params)
+        sigma = as_column(obs.sigma, obs.y)
+        return self.noise.log_density(obs.y, clean, sigma, seen).to(x.dtype)
 
     def log_bound(self, obs: Observation) -> Tensor:
         """Return the log_reward of data that fit y exactly, which none exceeds, float64 (B,)."""
-        return -self.count(obs).double() * (obs.sigma.double() * math.sqrt(2 * math.pi)).log()
+        seen = self.observed(obs.y, obs.params)
+        return self.noise.log_bound(obs.y, as_column(obs.sigma, obs.y), seen)
+
+    def pairwise_log_reward(self, x: Tensor, obs: Observation) -> Tensor:
+        """See `Task`; at once where the operator is fixed and the noise Gaussian."""
+        if self.param_shapes or not isinstance(self.noise, GaussianNoise):
+            return super().pairwise_log_reward(x, obs)
+        self.check(obs)
+        clean, seen = self.apply(x, {}), self.observed(obs.y, {})
+        return pairwise_gaussian(clean.flatten(1), obs.y.flatten(1), seen.flatten(1), obs.sigma)
 
     def features(self, obs: Observation) -> Tensor:
         """Return what an encoder should see of an observation and its operator.
 
         Images: (B, C', H, W), the measurement on the image grid (A^T y at unit gain where the
-        shapes differ), then each operator parameter (masks as they are, kernels centred in the
-        grid, numbers as constants). Vectors, and measurements that have no image form: (B, D),
-        all of it flattened. A constant log sigma follows only when sigma is drawn from a range.
+        shapes differ), then what `describe` says of each operator parameter. Vectors, and
+        measurements that have no image form: (B, D), all of it flattened. A constant log sigma
+        follows only when sigma is drawn from a range.
 
         Args:
             obs: B observations.
@@ -262,36 +262,38 @@ class Measurement(Task):
         """
         self.check(obs)
         first = self._measurement_feature(obs)
-        extra = list(obs.params.values())
+        extra = [d for name, value in obs.params.items() for d in self.describe(name, value)]
         if self.noise_level.varies:
             extra.append(obs.sigma.log())
         return stack_on_grid(first, extra) if first.dim() == 4 else stack_flat(first, extra)
 
+    def describe(self, name: str, value: Tensor) -> list[Tensor]:
+        """Return what an encoder sees of an operator parameter (B, ...): itself; images are
+        centred in the grid, numbers become constant channels."""
+        return [value]
+
     def _measurement_feature(self, obs: Observation) -> Tensor:
-        if len(self.data_shape) != 3 or self.measurement_shape[-2:] == self.data_shape[-2:]:
+        """What an encoder sees of y, on the grid of x where x is an image."""
+        if not is_grid(self.data_shape) or self.measurement_shape[-2:] == self.data_shape[-2:]:
             return obs.y
         if self.linear:
             return self.adjoint_gain * self.adjoint(obs.y, obs.params)
-        if len(self.measurement_shape) == 3:
-            return F.interpolate(obs.y, self.data_shape[-2:], mode="bilinear", antialias=True)
-        return obs.y.flatten(1)
+        return resized(obs.y, self.data_shape)
 
-    def check(self, obs: Observation) -> None:
-        """Refuse an observation that does not fit the task.
+    def check(self, obs: Observation, x: Tensor | None = None) -> None:
+        """Refuse an observation that does not fit the task, or the data beside it.
 
         Args:
             obs: the observations.
+            x: data, one for each observation.
 
         Raises:
-            ValueError: when y or a parameter has a wrong shape, y is not finite or sigma not > 0.
+            ValueError: when a shape or a batch size is wrong, y is not finite or sigma not > 0.
         """
-        self._check_shape("y", obs.y, self.measurement_shape)
-        self._check_params(len(obs), obs.params)
+        check_shape("y", obs.y, self.measurement_shape)
+        check_params(len(obs), obs.params, self.param_shapes)
         if not torch.isfinite(obs.y).all():
             raise ValueError("observation.y must be finite, got NaN or infinity; clean the input")
-        as_sigma(obs.sigma, len(obs))
-
-    @staticmethod
-    def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-        if tuple(value.shape[1:]) != shape:
-            raise ValueError(f"task.{name} must be (B, *{shape}), got {tuple(value.shape)}")
+        self.noise.check(obs.y, as_column(as_sigma(obs.sigma, len(obs)), obs.y))
+        if x is not None:
+            check_pairs(len(x), len(obs))

@@ -122,9 +122,31 @@ def probe_gain(apply: Apply, adjoint: Apply, x: Tensor, params: dict[str, Tensor
     Args:
         apply: the noiseless operator.
         adjoint: its adjoint.
-        x: inputs, (B, *data_shape); a constant, since images live at low frequencies.
+        x: inputs, (B, *data_shape), for their shape: the factor is that of a constant, since images
+            live at low frequencies.
         params: their operator parameters.
     """
+    x = torch.ones_like(x)
     image = adjoint(apply(x, params), params).double()
     power = image.square().sum()
     return float((x * image).sum() / power) if power > 0 else 1.0
+
+
+def probe_intensity(name: str, apply: Apply, x: Tensor, params: dict[str, Tensor]) -> None:
+    """Refuse measurements that no photons could count: those of images must be images.
+
+    Args:
+        name: what to call the operator in messages.
+        apply: the noiseless operator.
+        x: two inputs, (2, *data_shape).
+        params: their operator parameters.
+
+    Raises:
+        ValueError: when black or white images leave [-1, 1].
+    """
+    largest = max(float(apply(torch.full_like(x, v), params).abs().max()) for v in (-1.0, 1.0))
+    if largest > 1.001:
+        raise ValueError(
+            f"task.noise=poisson needs measurements in [-1, 1] of images in [-1, 1], but those of "
+            f"task.physics ({name}) reach {largest:.3g}; use task.noise=gaussian"
+        )

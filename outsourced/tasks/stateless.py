@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -25,3 +26,21 @@ def stateless(physics: nn.Module) -> Iterator[None]:
         for module, buffers, modules in saved:
             module._buffers.update(buffers)
             module._modules.update(modules)
+
+
+def noise_reaches(physics: nn.Module, y: Tensor, params: dict[str, Tensor]) -> Tensor:
+    """Return which entries of y the noise of a deepinv physics reaches, boolean, of y's shape.
+
+    Args:
+        physics: the operator.
+        y: measurements, (B, *measurement_shape); only shape, dtype and device matter.
+        params: operator parameters, each (B, ...).
+    """
+    from deepinv.physics import ZeroNoise
+
+    with stateless(physics):
+        physics.update_parameters(**params)  # type: ignore[operator]
+        physics.noise_model = ZeroNoise()
+        # Whatever a physics does to its noise besides adding it (a mask) shows on ones.
+        reached: Tensor = physics.noise(torch.ones_like(y)) != 0  # type: ignore[operator]
+    return reached

@@ -17,6 +17,7 @@ class SuperResolution(Measurement):
         filter: anti-aliasing filter of `deepinv.physics.Downsampling`: "bicubic", "bilinear",
             "gaussian" or "sinc".
         padding: "circular", "reflect", "replicate" or "zeros".
+        noise: "gaussian" or "poisson".
 
     Raises:
         ValueError: when the factor does not divide the image, a name is unknown, or sigma is
@@ -30,6 +31,7 @@ class SuperResolution(Measurement):
         sigma: float | Sequence[float],
         filter: str = "bicubic",
         padding: str = "reflect",
+        noise: str = "gaussian",
     ) -> None:
         from deepinv.physics import Downsampling
 
@@ -45,4 +47,4 @@ class SuperResolution(Measurement):
         if filter not in filters:
             raise ValueError(f"task.filter must be one of {filters}, got {filter!r}")
         physics = Downsampling(img_size=shape, filter=filter, factor=int(factor), padding=padding)
-        super().__init__(physics, shape, sigma)
+        super().__init__(physics, shape, sigma, noise=noise)
