@@ -52,7 +52,8 @@ def load_pipeline(
     if name not in allowed:
         raise ValueError(
             f"prior.path {path} holds a {name}, expected {' or '.join(sorted(allowed))}; "
-            "DiffusionPrior is for pixels, LatentDiffusionPrior for Stable Diffusion 1.x, 2.x, 3.x"
+            "DiffusionPrior is for pixels, LatentDiffusionPrior for Stable Diffusion 1.x, 2.x, "
+            "3.x, UnconditionalLatentPrior for LDMPipeline"
         )
     kind = getattr(diffusers, name)
     arguments = {**_dtype(dtype), **_without_unused(kind), "local_files_only": local, **arguments}
