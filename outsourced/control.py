@@ -6,6 +6,8 @@ mass (the lower DDPM limit), C = I the reference (the upper one). Zero outputs g
 = I: the untrained sampler *is* the prior.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -102,7 +104,8 @@ class Control(nn.Module):
 
         They are equal kernels at first, so the untrained sampler still is the prior.
         """
-        head = (self.network.dense if isinstance(self.network, FlatNetwork) else self.network).head
+        network: Any = self.network
+        head = (network.dense if isinstance(network, FlatNetwork) else network).head
         rows = head.out_features * self.components // sum(self.sizes)
         with torch.no_grad():
             nn.init.normal_(head.weight[-rows:], std=head.in_features**-0.5)

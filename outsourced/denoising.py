@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from outsourced.guidance import Context
+from outsourced.kernels import Kernel
 from outsourced.sampler import NoiseSampler
 
 
@@ -56,6 +57,7 @@ def adjoint_pair(
     before, _ = sampler.reference.pair(end, k, generator)
     guide = sampler.control.guide(before, k, context, sampler.conditioning)
     kernel = sampler.control(before, k, context, sampler.conditioning, guide)
+    assert isinstance(kernel, Kernel)  # `Losses` refuses mixtures
     w, spread = (sampler.reference.at(name, k, before) for name in ("information", "spread"))
     return kernel.shift, w * spread * gradient
 
