@@ -134,7 +134,7 @@ class Losses:
     ) -> Result:
         """Of ends (n, B, ...) of the posteriors of B observations."""
         self._ends = (ends[0], obs)
-        context = self.sampler.encode(obs)
+        context = self.sampler.encode(obs, len(ends))
         ratio = denoising_log_ratio(self.sampler, ends, context, self.denoising_steps, device)
         loss = PathLikelihood()(Scores(log_ratio=ratio)).mean()
         figures = {"loss": float(loss.detach()), f"loss/{name}": float(loss.detach())}
