@@ -35,7 +35,7 @@ from outsourced.posterior import Posterior
 from outsourced.run import write_text
 from outsourced.solvers.base import tile
 from outsourced.solvers.diffusion_sampler import DiffusionSampler
-from outsourced.solvers.step_sizes import TUNED, task_name
+from outsourced.solvers.step_sizes import FREE_OF_STEPS, TUNED, task_name
 from outsourced.tasks.base import Observation
 
 SECTION = "tune_solvers"
@@ -144,8 +144,7 @@ def tune_all(name: str, task: str, data: Any, trials: Trials, args: argparse.Nam
         best.append(tune(name, task, steps, start, data, trials, args))
         following = args.steps[min(len(best), len(args.steps) - 1)]
         sizes = {k: float(str(best[-1][k])) for k in start[0]}
-        # What guidance adds up to grows with the number of steps; a variance or a rate does not.
-        scale = steps / following if name not in ("resample", "daps") else 1.0
+        scale = 1.0 if name in FREE_OF_STEPS else steps / following
         start = {k: v * scale for k, v in sizes.items()}, NARROW
     return best
 
