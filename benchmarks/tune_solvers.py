@@ -12,7 +12,8 @@ to each side. Better is a higher PSNR of single samples against the truth by mor
 or, with --metric residual, a residual nearer to sigma. Validation images are the last of the
 held-out ones, which the tables, that use the first, never see. Every setting that was tried is a
 row of the CSV file, where the same command goes on; the best of each are in the table beside it.
-The second command writes the best rows of a file into the package, where the solvers find them.
+With --near the first grids are small ones about the sizes that are installed for another task. The
+second command writes the best rows of a file into the package, where the solvers find them.
 """
 
 from __future__ import annotations
@@ -67,9 +68,9 @@ def validation(posterior: Posterior, images: Tensor, count: int, seed: int) -> A
             f"--images must be >= 1 and <= {len(images) - RESERVED}: the first {RESERVED} of the "
             f"{len(images)} held-out images are for the tables, got {count}"
         )
-    x = images[-count:]
+    x = images[-count:].to(posterior.device)  # where the operator is
     obs = posterior.task.sample(x, generator=torch.Generator().manual_seed(seed))  # type: ignore[operator]
-    return x.to(posterior.device), obs.to(posterior.device)
+    return x, obs
 
 
 def build(name: str, steps: int, sizes: Sizes, posterior: Posterior) -> Any:
@@ -137,9 +138,26 @@ def tune(
     return rows([search(values, *start, TOLERANCE[args.metric])])[0]
 
 
+def installed(prior: str, name: str, task: str, steps: int) -> Sizes:
+    """What an earlier search found for another task.
+
+    Raises:
+        ValueError: nothing is installed for it.
+    """
+    found = json.loads(TUNED.read_text()).get(prior, {}).get(name, {}).get(task, {})
+    if str(steps) not in found:
+        raise ValueError(
+            f"--near {task}: {TUNED.name} holds nothing for {name} with {steps} steps on {prior}; "
+            "search for it and --install it first"
+        )
+    return found[str(steps)]
+
+
 def tune_all(name: str, task: str, data: Any, trials: Trials, args: argparse.Namespace) -> Any:
     """The rows of the best step sizes of a solver for a task, at each number of steps."""
     start, best = (SEARCHES[name][2], WIDE), []
+    if args.near is not None:
+        start = installed(args.prior, name, args.near, args.steps[0]), NARROW
     for steps in args.steps:
         best.append(tune(name, task, steps, start, data, trials, args))
         following = args.steps[min(len(best), len(args.steps) - 1)]
@@ -211,6 +229,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--metric", choices=METRICS, default="psnr", help="what to raise")
     arguments.add_argument("--seed", type=int, default=0, help="of observations and samples")
     arguments.add_argument("--set", nargs="*", default=[], help="overrides, e.g. task.sigma=0.05")
+    arguments.add_argument(
+        "--near", help="begin with small grids about what is installed for this task (known_as)"
+    )
     arguments.add_argument("--install", type=Path, help="a CSV file of a search")
     add_device(arguments)
     call(run, arguments, argv)
