@@ -62,8 +62,8 @@ class Losses:
             raise ValueError(
                 f"{name} needs sampler.informed=none|anchor, whose inputs carry a path gradient"
             )
-        shape = needs & {"path_gradient", "reward_gradient"}
-        if shape and self.sampler.control.components > 1:
+        smooth = needs & {"path_gradient", "reward_gradient"}  # of the one Gaussian of a kernel
+        if smooth and self.sampler.control.components > 1:
             raise ValueError(
                 f"{name} needs sampler.components=1, got {self.sampler.control.components}; use "
                 "path_likelihood or a balance objective"
@@ -134,7 +134,7 @@ class Losses:
     ) -> Result:
         """Of ends (n, B, ...) of the posteriors of B observations."""
         self._ends = (ends[0], obs)
-        context = self.sampler.encode(obs, len(ends))
+        context = self.sampler.encode(obs, len(ends))  # of several anchors, those of its draws
         ratio = denoising_log_ratio(self.sampler, ends, context, self.denoising_steps, device)
         loss = PathLikelihood()(Scores(log_ratio=ratio)).mean()
         figures = {"loss": float(loss.detach()), f"loss/{name}": float(loss.detach())}
