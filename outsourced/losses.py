@@ -27,7 +27,7 @@ class Losses:
         denoising_steps: Kernels scored for each pair of a likelihood step.
 
     Raises:
-        ValueError: The objective needs what the sampler or the prior does not have.
+        ValueError: The objective needs what the sampler or the posterior does not have.
     """
 
     def __init__(
@@ -49,9 +49,11 @@ class Losses:
         needs, name = self.objective.needs, type(self.objective).__name__
         if "flow" in needs and self.sampler.flow is None:
             raise ValueError(f"{name} learns a flow; add sampler.flow=true")
-        if needs & {"path_gradient", "reward_gradient"} and not self.posterior.prior.differentiable:
+        black_box = self.posterior.black_box
+        if needs & {"path_gradient", "reward_gradient"} and black_box is not None:
             raise ValueError(
-                f"{name} needs the gradient of a differentiable prior; this one is a black box"
+                f"{name} needs the gradient of log r, but {black_box} is a black box; use "
+                "objective=log_variance"
             )
         if "path_gradient" in needs and self.sampler.control.informed not in PATHWISE:
             raise ValueError(
