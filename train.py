@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from outsourced.allocator import keep_freed_memory
 from outsourced.bank import PairBank
-from outsourced.build import build, code_version, resolve
-from outsourced.commands import launch, one_line_errors
+from outsourced.build import build, code_version, resolve, with_teacher
+from outsourced.commands import launch, one_line_errors, overridden
 from outsourced.evaluation import Evaluator
-from outsourced.fit import fit
+from outsourced.fit import fit, training_device
 from outsourced.loggers import begin, close, log_image
 from outsourced.paths import PathMixture
 from outsourced.replay import ReplayBuffer
@@ -27,19 +27,21 @@ CONFIGS = str(Path(__file__).resolve().parent / "configs")
 
 def train(cfg: DictConfig) -> None:
     """Train the sampler of one resolved configuration; resume it where it was interrupted."""
+    given: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config, teacher = with_teacher(given, overridden())
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:
-        cfg.run = f"{cfg.run}/{HydraConfig.get().job.num}"
-    settings, run = instantiate(cfg.trainer), Run(cfg.run)
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    overwrite = config.pop("overwrite")
+        config["run"] = f"{config['run']}/{HydraConfig.get().job.num}"
+    settings, run = instantiate(config["trainer"]), Run(config["run"])
+    overwrite, options = config.pop("overwrite"), config["lightning"]
     lightning.seed_everything(settings.seed, verbose=False)
-    problem = build(config)
+    problem = build(config, teacher)
+    problem.posterior.to(training_device(options))  # it makes the bank, too
     config["sampler"] = resolve(config, problem.posterior)
-    images, test = instantiate(cfg.data.images), instantiate(cfg.data.test)
+    images, test = (instantiate(config["data"][name]) for name in ("images", "test"))
     paths = {name: value for name, value in config["paths"].items() if name != "buffer"}
     buffer = ReplayBuffer(**config["paths"]["buffer"])
     mixture = PathMixture(problem.sampler, problem.posterior, buffer, **paths)
-    evaluator = Evaluator(problem.sampler, problem.posterior, test, **cfg.evaluate)
+    evaluator = Evaluator(problem.sampler, problem.posterior, test, **config["evaluate"])
     loggers: list[Any] = []
 
     def evaluate(step: int) -> dict[str, float]:
@@ -47,21 +49,21 @@ def train(cfg: DictConfig) -> None:
             log_image(loggers, "samples", run.figure(step), step)
         return evaluator()
 
-    parts = problem.sampler, problem.posterior, instantiate(cfg.objective), mixture, settings
-    module = SamplerTraining(*parts, evaluate)
+    parts = problem.sampler, problem.posterior, instantiate(config["objective"]), mixture, settings
+    module = SamplerTraining(*parts, evaluate, teacher.sampler if teacher else None)
     resumed = run.create(config, overwrite)
-    bank = PairBank.build(
-        problem.posterior, cfg.data.bank_folder, cfg.data.bank_size, settings.seed
-    )
+    where, size, chunk = (config["data"][f"bank_{name}"] for name in ("folder", "size", "chunk"))
+    bank = PairBank.build(problem.posterior, where, size, settings.seed, chunk)
     data = PairData(bank, images, settings, module.store(bank))
     metadata = {"prior": problem.posterior.prior.fingerprint(), "code": code_version()}
-    if logger := instantiate(cfg.get("logger")):
-        loggers.append(logger)
+    loggers += filter(None, [instantiate(config["logger"])])
     begin(loggers, {**config, **metadata})
-    done = fit(run, module, data, metadata, resumed, loggers, **cfg.lightning)
-    if done and module.global_rank == 0:
+    if fit(run, module, data, metadata, resumed, loggers, **options) and module.global_rank == 0:
+        problem.sampler.to(problem.posterior.device)  # Lightning leaves it on the CPU
         problem.sampler.load_state_dict(module.average)
         figures = evaluate(settings.max_steps) | module.costs()
+        if teacher is not None:
+            figures |= {f"teacher/{k}": v for k, v in evaluator.of(teacher.sampler)().items()}
         run.finish(module.average, metadata, figures)
         print("\n".join(f"{name:28s} {value:.4g}" for name, value in figures.items()))
     close(loggers)

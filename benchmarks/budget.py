@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.tables import read_csv
+from outsourced.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 PROBE = 40  # steps of each phase; the later half is timed, for the first ones start things up
 LOG_EVERY = 20
+QUICKLY = ("data.bank_size=256", "sampler.lookup=128")
 
 
 @dataclass(frozen=True)
@@ -95,3 +97,26 @@ def plan(seconds: float, paces: tuple[float, float, float], steps: Plan, anchore
     spent = sum(count * each for count, each in zip(counts, paces, strict=True))
     first, warm, balance = (count * seconds / spent for count in counts)
     return Plan(round(first), max(1, round(warm)), round(balance))
+
+
+def trained(folder: Path, overrides: list[str], minutes: float, quick: bool = False) -> None:
+    """Train a run for a time; one that was stopped goes on with the steps that it had.
+
+    Args:
+        folder: of the run.
+        overrides: arguments of `train.py`.
+        minutes: of training, in steps by the pace of a short one.
+        quick: instead of that a few steps, on a small bank, for tests.
+    """
+    overrides = [*overrides, *(QUICKLY if quick else ())]
+    if folder.exists():
+        config = Run(folder).config["trainer"]
+        names = ("anchor_steps", "warm_steps", "max_steps")
+        steps = [f"trainer.{name}={config[name]}" for name in names]
+    elif quick:
+        steps = Plan(0, 2, 2).overrides()
+    else:
+        paces = pace(overrides)
+        anchored = paces[0] < paces[1] / 2
+        steps = plan(60 * minutes, paces, recipe(overrides), anchored).overrides()
+    train(folder, [*overrides, *steps])

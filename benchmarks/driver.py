@@ -48,18 +48,43 @@ def call(
         sys.exit(f"error: {error}")
 
 
-def surroundings() -> dict[str, object]:
-    """What every figure depends on besides the effort."""
-    return {
+def add_device(arguments: argparse.ArgumentParser) -> None:
+    """The argument `--device`, a torch device."""
+    arguments.add_argument("--device", type=_device, default=torch.device("cpu"), help="cpu, cuda")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"must be cpu or cuda, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(f"{name} is not available on this machine; use cpu")
+    return device
+
+
+def surroundings(device: torch.device | None = None) -> dict[str, object]:
+    """What every figure depends on besides the effort.
+
+    Args:
+        device: of the tensors, where a table offers a choice.
+    """
+    around: dict[str, object] = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": machine(),
     }
+    if device is None:
+        return around
+    cuda = device.type == "cuda"
+    return {**around, "device": torch.cuda.get_device_name(device) if cuda else device.type}
 
 
 def told(record: Record) -> str:
     """The surroundings of a record, for the text under a table."""
-    return f"{record['machine']}, {record['threads']} thread(s), torch {record['torch']}"
+    device = record.get("device", "cpu")
+    beside = "" if device == "cpu" else f"{device}, "
+    return f"{beside}{record['machine']}, {record['threads']} thread(s), torch {record['torch']}"
 
 
 def check_conditions(

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.budget import pace, plan, recipe, train
+from benchmarks.budget import trained
 from benchmarks.driver import call, check_conditions, parser, render, surroundings, told
 from benchmarks.merit import Cases, Effort, assess, averages, real, simulated
 from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
@@ -64,19 +64,11 @@ def conditions(effort: Effort, minutes: float) -> dict[str, object]:
     }
 
 
-def trained(prior: str, folder: Path, minutes: float) -> Path:
+def run_of(prior: str, folder: Path, minutes: float) -> Path:
     """The run folder of a prior, trained for the given time unless it is finished already."""
     run = Run(folder / prior)
-    overrides = [f"prior={prior}", *TASK]
-    if run.folder.exists() and not run.finished:
-        config = run.config["trainer"]
-        names = ("anchor_steps", "warm_steps", "max_steps")
-        train(run.folder, [*overrides, *(f"trainer.{name}={config[name]}" for name in names)])
-    elif not run.folder.exists():
-        paces = pace(overrides)
-        anchored = paces[0] < paces[1] / 2
-        chosen = plan(60 * minutes, paces, recipe(overrides), anchored)
-        train(run.folder, [*overrides, *chosen.overrides()])
+    if not run.finished:
+        trained(run.folder, [f"prior={prior}", *TASK], minutes)
     return run.folder
 
 
@@ -163,7 +155,7 @@ def run(args: argparse.Namespace) -> None:
     for prior in args.priors:
         if any(record["prior"] == prior for record in known):
             continue
-        folder = trained(prior, args.runs, args.minutes)
+        folder = run_of(prior, args.runs, args.minutes)
         records += [{**row, **asked} for row in measure(prior, folder, effort)]
         write_csv(args.out, records)
     render(args, SECTION, table(read_csv(args.out)))

@@ -1,87 +1,63 @@
 """Step sizes of the per-instance diffusion samplers for a prior, by a search on validation images.
 
-    python -m benchmarks.tune_solvers --prior fashion_sd --tasks inpaint superres \
-        --solvers latent_dps gml_dps psld --steps 100 --set task.sigma=0.05
+    python -m benchmarks.tune_solvers --prior fashion_sd --tasks inpaint superres gaussian_deblur \
+        --solvers latent_dps gml_dps psld psld_paper --steps 100 1000 --set task.sigma=0.05
+    python -m benchmarks.tune_solvers --install docs/tune_solvers.csv
 
-For each task and solver it climbs from the start in `SEARCHES` on a logarithmic grid: every size
-times and divided by 10, the best is the new centre, and where none is better the factor shrinks to
-its square root, until below 1.5. Better is a higher PSNR of single samples against the truth, or,
-with --metric residual, a residual nearer to sigma. Validation images are the last of the held-out
-ones, which the tables, that use the first, never see. Every setting that was tried is a row of the
-CSV file, where the same command goes on; the best of each are in the table beside it.
+For each task, solver and number of steps it runs a full grid of step sizes, half a decade apart and
+two decades to each side of the start in `SEARCHES`, moves it while the best setting lies on its
+border, and ends with grids of a quarter of a decade. All images and settings of a grid run at once.
+Another number of steps starts at the best of the first, over the ratio of the steps, half a decade
+to each side. Better is a higher PSNR of single samples against the truth by more than `TOLERANCE`,
+or, with --metric residual, a residual nearer to sigma. Validation images are the last of the
+held-out ones, which the tables, that use the first, never see. Every setting that was tried is a
+row of the CSV file, where the same command goes on; the best of each are in the table beside it.
+The second command writes the best rows of a file into the package, where the solvers find them.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.driver import call, check_conditions, parser, render, surroundings, told
-from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
-from outsourced.build import build_posterior, code_version
+from benchmarks.driver import add_device, call, parser, render, surroundings, told
+from benchmarks.posteriors import configured, load
+from benchmarks.search import COLUMNS, Sizes, Trials, score, search
+from benchmarks.tables import Record, markdown, read_csv
 from outsourced.metrics import psnr
 from outsourced.posterior import Posterior
-from outsourced.solvers.diffusion_sampler import Diverged
+from outsourced.run import write_text
+from outsourced.solvers.base import tile
+from outsourced.solvers.diffusion_sampler import DiffusionSampler
+from outsourced.solvers.step_sizes import FREE_OF_STEPS, TUNED, task_name
 from outsourced.tasks.base import Observation
 
 SECTION = "tune_solvers"
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RESERVED = 512  # held-out images that are left to the tables
-FACTOR, FINEST = 10.0, 1.5
-Sizes = dict[str, float]
-# Where each search starts: a file of configs/solver, changed settings, step sizes.
+WIDE, NARROW = 4, 1  # settings to each side of the centre of a first grid
+TOLERANCE = {"psnr": 0.01, "residual": 0.003}  # dB; and nats of the ratio to sigma
+# Where each search starts: a file of configs/solver, changed settings, step sizes at 100 steps.
 SEARCHES: dict[str, tuple[str, dict[str, Any], Sizes]] = {
-    "dps": ("dps", {}, {"omega": 0.5}),
-    "latent_dps": ("latent_dps", {}, {"omega": 0.3}),
-    "gml_dps": ("gml_dps", {}, {"omega": 0.3, "gamma": 0.03}),
-    "psld": ("psld", {}, {"omega": 0.3, "gamma": 0.03}),
-    "psld_paper": ("psld", {"variant": "paper"}, {"omega": 0.03, "gamma": 0.01}),
-    "resample": ("resample", {}, {"omega": 0.3, "gamma": 40.0}),
+    "dps": ("dps", {}, {"omega": 1.0}),
+    "latent_dps": ("latent_dps", {}, {"omega": 1.0}),
+    "gml_dps": ("gml_dps", {}, {"omega": 1.0, "gamma": 0.1}),
+    "psld": ("psld", {}, {"omega": 1.0, "gamma": 0.1}),
+    "psld_paper": ("psld", {"variant": "paper"}, {"omega": 0.1, "gamma": 0.03}),
+    "resample": ("resample", {}, {"omega": 0.5, "gamma": 40.0}),
     "daps": ("daps", {}, {"rate": 0.02}),
     "flow_dps": ("flow_dps", {}, {"omega": 1.0}),
 }
 METRICS = ("psnr", "residual")
-COLUMNS = (
-    Column("task", "task"),
-    Column("solver", "solver"),
-    Column("steps", "steps"),
-    Column("omega", "omega", ".3g"),
-    Column("gamma", "gamma", ".3g"),
-    Column("rate", "rate", ".3g"),
-    Column("psnr", "PSNR", ".2f"),
-    Column("residual", "residual / sigma", ".3f"),
-    Column("seconds", "s / image", ".2f"),
-)
-
-
-def load(prior: str, task: str, changes: list[str]) -> tuple[Posterior, Tensor]:
-    """The posterior that `train.py prior=PRIOR task=TASK` gets, and its held-out images.
-
-    Raises:
-        ValueError: the prior's configuration has no held-out images.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = compose("train", overrides=[f"prior={prior}", f"task={task}", *changes])
-    if config.data.test is None:
-        raise ValueError(f"--prior {prior} has no held-out images (data.test); use a fashion prior")
-    parts = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(parts, dict)
-    chosen: dict[str, Any] = {str(name): parts[name] for name in ("prior", "task", "posterior")}
-    return build_posterior(chosen), instantiate(config.data.test)
 
 
 def validation(posterior: Posterior, images: Tensor, count: int, seed: int) -> Any:
-    """The last images, and one observation of each.
+    """The last images, and one observation of each, both on the posterior's device.
 
     Raises:
         ValueError: they would reach into those of the tables.
@@ -92,126 +68,129 @@ def validation(posterior: Posterior, images: Tensor, count: int, seed: int) -> A
             f"{len(images)} held-out images are for the tables, got {count}"
         )
     x = images[-count:]
-    return x, posterior.task.sample(x, generator=torch.Generator().manual_seed(seed))  # type: ignore[operator]
+    obs = posterior.task.sample(x, generator=torch.Generator().manual_seed(seed))  # type: ignore[operator]
+    return x.to(posterior.device), obs.to(posterior.device)
 
 
 def build(name: str, steps: int, sizes: Sizes, posterior: Posterior) -> Any:
-    """A solver as configured, with the given steps and step sizes."""
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
+    """A solver as configured, with the given steps and step sizes; it carries diverged rows on."""
     file, changes, _ = SEARCHES[name]
-    config = OmegaConf.load(CONFIGS / "solver" / f"{file}.yaml")
-    return instantiate({**config, **changes, "steps": steps, **sizes}, posterior=posterior)
+    return configured(file, {**changes, "steps": steps, **sizes, "strict": False}, posterior)
 
 
-def measure(solver: Any, x: Tensor, obs: Observation, seed: int) -> dict[str, float]:
-    """Averages over single samples of each observation; nothing but `diverged` where it did."""
-    try:
-        samples = solver(obs, 1, torch.Generator().manual_seed(seed))
-    except Diverged:
-        return {"diverged": 1.0}
-    return {
-        "psnr": psnr(samples.x[0], x).mean().item(),
-        "residual": solver.residual(samples.x[0], obs).mean().item(),
-        "seconds": samples.seconds / len(obs),
-        "prior_calls": samples.prior_calls / len(obs),
-    }
+@torch.no_grad()
+def measure(
+    solver: DiffusionSampler, settings: Sequence[Sizes], x: Tensor, obs: Observation, seed: int
+) -> list[Record]:
+    """Averages of each setting over single samples of each observation, all of them in one run.
 
-
-def score(record: Record, metric: str) -> float:
-    """How good a setting is; diverged ones are worst."""
-    if record.get("psnr") in (None, ""):
-        return -math.inf
-    if metric == "psnr":
-        return float(str(record["psnr"]))
-    return -abs(math.log(float(str(record["residual"]))))
-
-
-def climb(value: Callable[[Sizes], float], start: Sizes) -> Sizes:
-    """The best settings that a coordinate search on a shrinking logarithmic grid finds.
+    Every setting starts from the same noise. One that loses a sample has no figures.
 
     Args:
-        value: what to raise; called again with settings it has seen.
-        start: positive step sizes, the first centre.
+        solver: of any step sizes, not strict.
+        settings: step sizes, S of them.
+        x: truth, (B, C, H, W).
+        obs: B observations.
+        seed: of the samples.
     """
-    best, factor = dict(start), FACTOR
-    while factor > FINEST:
-        around = [{**best, k: v * f} for k, v in best.items() for f in (factor, 1 / factor)]
-        candidate = max(around, key=value)
-        if value(candidate) > value(best):
-            best = candidate
-        else:
-            factor = math.sqrt(factor)
+    count, each = len(settings), len(obs)
+    for name in settings[0]:
+        sizes = torch.tensor([s[name] for s in settings], device=x.device, dtype=x.dtype)
+        setattr(solver, name, sizes.repeat_interleave(each))
+    solver.posterior.chunk = count * each
+    generator = torch.Generator(x.device).manual_seed(seed)
+    z = solver.posterior.draw_noise(each, generator)
+    rows = tile(obs, count)
+    samples = solver.solve(z.repeat(count, *[1] * (z.ndim - 1)), rows, generator)
+    lost = ~samples.isfinite().flatten(1).all(1).unflatten(0, (count, each)).all(1)
+    figures = {
+        "psnr": psnr(samples, x.repeat(count, 1, 1, 1)),
+        "residual": solver.residual(samples, rows),
+    }
+    means = {k: v.unflatten(0, (count, each)).mean(1).tolist() for k, v in figures.items()}
+    return [
+        {"diverged": 1} if gone else {name: values[i] for name, values in means.items()}
+        for i, gone in enumerate(lost.tolist())
+    ]
+
+
+def tune(
+    name: str, task: str, steps: int, start: tuple[Sizes, int], data: Any, trials: Trials, args: Any
+) -> Record:
+    """The row of the best step sizes of a solver for a task, at a number of steps."""
+    posterior, x, obs = data
+    about = {"task": task, "known_as": task_name(posterior.task), "solver": name, "steps": steps}
+    names, most = list(start[0]), max(1, args.rows // len(obs))
+
+    def run(missing: Sequence[Record]) -> list[Record]:
+        settings = [{k: float(str(one[k])) for k in names} for one in missing]
+        solver = build(name, steps, settings[0], posterior)
+        pieces = (settings[i : i + most] for i in range(0, len(settings), most))
+        return [row for piece in pieces for row in measure(solver, piece, x, obs, args.seed)]
+
+    def rows(settings: list[Sizes]) -> list[Record]:
+        return trials.get([{**about, **sizes} for sizes in settings], run)
+
+    def values(settings: list[Sizes]) -> list[float]:
+        return [score(row, args.metric) for row in rows(settings)]
+
+    return rows([search(values, *start, TOLERANCE[args.metric])])[0]
+
+
+def tune_all(name: str, task: str, data: Any, trials: Trials, args: argparse.Namespace) -> Any:
+    """The rows of the best step sizes of a solver for a task, at each number of steps."""
+    start, best = (SEARCHES[name][2], WIDE), []
+    for steps in args.steps:
+        best.append(tune(name, task, steps, start, data, trials, args))
+        following = args.steps[min(len(best), len(args.steps) - 1)]
+        sizes = {k: float(str(best[-1][k])) for k in start[0]}
+        scale = 1.0 if name in FREE_OF_STEPS else steps / following
+        start = {k: v * scale for k, v in sizes.items()}, NARROW
     return best
 
 
-def rounded(sizes: Sizes) -> Sizes:
-    """To four digits, so that the grid meets its points again and the file tells what was run."""
-    return {name: float(f"{value:.4g}") for name, value in sizes.items()}
-
-
-class Trials:
-    """Settings that were tried, in a CSV file; a known one is not run again.
-
-    Args:
-        path: of the file.
-        asked: the conditions that its rows share.
-
-    Raises:
-        ValueError: the file holds rows of other conditions.
-    """
-
-    def __init__(self, path: Path, asked: dict[str, object]) -> None:
-        self.path, self.asked = path, asked
-        self.records: list[Record] = [*read_csv(path)]
-        check_conditions(path, read_csv(path), asked)
-
-    def get(self, about: Record, run: Callable[[], Record]) -> Record:
-        """The row of a setting, from the file or from a run."""
-        for record in self.records:
-            if all(str(record.get(name, "")) == str(value) for name, value in about.items()):
-                return record
-        record = {**about, **run(), **self.asked, "code": code_version()}
-        self.records.append(record)
-        write_csv(self.path, self.records)
-        print(markdown([record], COLUMNS).splitlines()[-1], flush=True)
-        return record
-
-
-def search(name: str, task: str, data: Any, trials: Trials, args: argparse.Namespace) -> Record:
-    """The row of the best step sizes of a solver for a task."""
-    posterior, x, obs = data
-
-    def record(sizes: Sizes) -> Record:
-        sizes = rounded(sizes)
-        about = {"task": task, "solver": name, "steps": args.steps, **sizes}
-        solver = build(name, args.steps, sizes, posterior)
-        return trials.get(about, lambda: measure(solver, x, obs, args.seed))
-
-    start = SEARCHES[name][2]
-    return record(climb(lambda sizes: score(record(sizes), args.metric), start))
+def install(path: Path, metric: str) -> None:
+    """Write the best rows of a CSV file into the package's table, in place of those it had."""
+    table = json.loads(TUNED.read_text())
+    best: dict[tuple[str, ...], Record] = {}
+    for row in read_csv(path):
+        key = row["prior"], row["solver"], row["known_as"], row["steps"]
+        if key not in best or score(row, metric) > score(best[key], metric):
+            best[key] = row
+    if not best:
+        raise ValueError(f"--install {path} holds no rows; search first")
+    for (prior, solver, task, steps), row in best.items():
+        sizes = {k: float(str(row[k])) for k in SEARCHES[solver][2]}
+        table.setdefault(prior, {}).setdefault(solver, {}).setdefault(task, {})[steps] = sizes
+    write_text(TUNED, json.dumps(table, indent=1, sort_keys=True) + "\n")
+    print(f"{len(best)} settings written to {TUNED}")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Search and write the table."""
+    """Search and write the table, or install one."""
+    if args.install is not None:
+        install(args.install, args.metric)
+        return
+    if not (args.prior and args.solvers):
+        raise ValueError("--prior and --solvers are required, unless --install is given")
     for name in args.solvers:
         if name not in SEARCHES:
             raise ValueError(f"--solvers knows {', '.join(SEARCHES)}, got {name!r}")
     if args.quick:
-        args.images, args.steps = 2, 3
+        args.images, args.steps = 2, [3]
     asked = {
         "prior": args.prior,
         "set": " ".join(args.set),
         "images": args.images,
         "seed": args.seed,
-        **surroundings(),
+        **surroundings(args.device),
     }
     trials, best = Trials(args.out, asked), []
     for task in args.tasks:
         posterior, images = load(args.prior, task, args.set)
-        data = (posterior, *validation(posterior, images, args.images, args.seed))
-        best += [search(name, task, data, trials, args) for name in args.solvers]
+        data = posterior, *validation(posterior.to(args.device), images, args.images, args.seed)
+        for name in args.solvers:
+            best += tune_all(name, task, data, trials, args)
     notes = (
         f"Best step sizes by {args.metric} for {args.prior} {asked['set']}: single samples of "
         f"{args.images} validation images, seed {args.seed}, {told(asked)}."
@@ -223,14 +202,17 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     arguments = parser(SECTION, __doc__, 1, "two images and three steps, for tests")
-    arguments.add_argument("--prior", required=True, help="name in configs/prior")
+    arguments.add_argument("--prior", help="name in configs/prior")
     arguments.add_argument("--tasks", nargs="+", default=["inpaint"], help="in configs/task")
-    arguments.add_argument("--solvers", nargs="+", required=True, help=", ".join(SEARCHES))
-    arguments.add_argument("--steps", type=int, default=100, help="of every solver")
+    arguments.add_argument("--solvers", nargs="+", help=", ".join(SEARCHES))
+    arguments.add_argument("--steps", type=int, nargs="+", default=[100], help="of every solver")
     arguments.add_argument("--images", type=int, default=16, help="validation images")
+    arguments.add_argument("--rows", type=int, default=2048, help="most samples at once")
     arguments.add_argument("--metric", choices=METRICS, default="psnr", help="what to raise")
     arguments.add_argument("--seed", type=int, default=0, help="of observations and samples")
     arguments.add_argument("--set", nargs="*", default=[], help="overrides, e.g. task.sigma=0.05")
+    arguments.add_argument("--install", type=Path, help="a CSV file of a search")
+    add_device(arguments)
     call(run, arguments, argv)
 
 

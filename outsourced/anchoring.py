@@ -33,6 +33,8 @@ class Anchoring(nn.Module):
         steps: Gradients of log r by which a draw is improved; 0 for black boxes.
         precision: Log-precision at initialisation; closed gates keep the untrained sampler the
             prior.
+        slope: Whether the embedding also holds the gradient of log r at the anchor; one gradient
+            an observation.
 
     Attributes:
         size: What an anchor adds to the size (channels) of the embedding.
@@ -50,25 +52,42 @@ class Anchoring(nn.Module):
         lookup: int,
         steps: int,
         precision: float,
+        slope: bool,
     ):
         super().__init__()
         if steps < 0:
             raise ValueError(f"sampler.climb must be >= 0 steps, got {steps}")
-        self.steps, self.dense, self.precision = steps, dense, precision
+        self.steps, self.dense, self.precision, self.slope = steps, dense, precision, slope
         self.lookup = Lookup(lookup, noise_shape, data_shape)
-        self.size = math.prod(noise_shape) if dense else noise_shape[0]
-        head = nn.Linear(size, self.size) if dense else nn.Conv2d(size, self.size, 1)
+        entries = math.prod(noise_shape) if dense else noise_shape[0]
+        head = nn.Linear(size, entries) if dense else nn.Conv2d(size, entries, 1)
         self.log_curvature = zero_(head)
+        self.size = 2 * entries + 1 if slope else entries
 
-    def forward(self, embedding: Tensor, obs: Observation, rewards: Rewards) -> Anchored:
-        """Of B observations; differentiable in the precisions alone."""
+    def forward(
+        self, embedding: Tensor, obs: Observation, rewards: Rewards
+    ) -> tuple[Anchored, Tensor]:
+        """Gaussians of B observations, differentiable in the precisions alone, and the embedding
+        with the anchors beside it, and with log r's gradients there."""
         anchor = self.lookup(rewards, obs)
         if self.steps:
             anchor = climb(lambda z: rewards.grad_log_reward(z, obs), anchor, self.steps)
         log_curvature = (self.precision + self.log_curvature(embedding)).clamp(-LIMIT, LIMIT)
-        return Anchored(anchor, log_curvature.reshape(anchor.shape).exp())
+        anchored = Anchored(anchor, log_curvature.reshape(anchor.shape).exp())
+        parts = [anchor]
+        if self.slope:
+            parts += self._slope(anchor, obs, rewards)
+        if self.dense:
+            return anchored, torch.cat([embedding, *(part.flatten(1) for part in parts)], 1)
+        grid = anchor.shape[-2:]
+        maps = (part.expand(-1, -1, *grid) for part in parts)
+        return anchored, torch.cat([embedding, *maps], 1)
 
-    def extend(self, embedding: Tensor, anchored: Anchored) -> Tensor:
-        """The embedding with the anchors beside it."""
-        anchor = anchored.anchor
-        return torch.cat([embedding, anchor.flatten(1) if self.dense else anchor], 1)
+    @staticmethod
+    def _slope(anchor: Tensor, obs: Observation, rewards: Rewards) -> list[Tensor]:
+        """Direction of the ascent of log r - |z|^2 / 2, of size O(1), and its log-length."""
+        _, gradient = rewards.grad_log_reward(anchor, obs)
+        force = gradient - anchor
+        square = force.flatten(1).square().mean(1).reshape(-1, *[1] * (anchor.ndim - 1))
+        length = torch.log1p(square) / 10
+        return [force / (1 + square).sqrt(), length[:, :1]]

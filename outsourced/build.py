@@ -11,6 +11,7 @@ from typing import Any
 from hydra.utils import instantiate
 from torch import Tensor
 
+from outsourced.distilling import inherit, student_config
 from outsourced.networks import is_dense
 from outsourced.posterior import Posterior
 from outsourced.run import WEIGHTS, Run
@@ -106,15 +107,18 @@ def _sizes(noise_shape: tuple[int, ...], dense: bool) -> dict[str, int]:
     return {"width": min(1024, 2 * entries), "embedding": 256}
 
 
-def build(config: dict[str, Any]) -> Problem:
-    """Posterior and untrained sampler of a configuration."""
-    posterior = build_posterior(config)
+def build(config: dict[str, Any], teacher: Problem | None = None) -> Problem:
+    """Posterior and untrained sampler of a configuration; a student's of its teacher."""
+    posterior = build_posterior(config) if teacher is None else teacher.posterior
     sampler = instantiate(
         resolve(config, posterior),
         noise_shape=posterior.prior.noise_shape,
         feature_shape=posterior.task.feature_shape,
         conditioning=posterior,
     )
+    if teacher is not None:
+        done, total = inherit(sampler, teacher.sampler)
+        print(f"the student starts with {done} of its {total} weights from its teacher")
     return Problem(posterior, sampler)
 
 
@@ -133,6 +137,25 @@ def load_run(folder: str, weights: str = WEIGHTS) -> Problem:
     run.load_weights(problem.sampler, problem.posterior.prior.fingerprint(), weights)
     problem.sampler.eval()
     return problem
+
+
+def with_teacher(
+    config: dict[str, Any], chosen: list[str]
+) -> tuple[dict[str, Any], Problem | None]:
+    """The configuration of a training; if `distill` names a run, the student's and its teacher.
+
+    Args:
+        config: Of the command.
+        chosen: Names of the settings that were given.
+
+    Raises:
+        FileNotFoundError, ValueError: See `load_run` and `student_config`.
+    """
+    folder = config["distill"]
+    if folder is None:
+        return config, None
+    student = student_config(config, Run(folder).config, chosen)
+    return student, load_run(folder)
 
 
 def problem_of(

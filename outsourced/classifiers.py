@@ -204,6 +204,16 @@ class FashionFeatures(Classifier):
         self.check(x)
         return self.body(x)
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Outputs of the four convolutions after their nonlinearities, (B, C_i, H_i, W_i) each."""
+        self.check(x)
+        found = []
+        for layer in self.body:
+            x = layer(x)
+            if isinstance(layer, nn.GELU):
+                found.append(x)
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (B, classes)."""
         return self.logits(self.features(x))

@@ -45,6 +45,14 @@ def hide_jit_notice() -> None:
     warnings.filterwarnings("ignore", message, FutureWarning, module=r"torch\.")
 
 
+def overridden() -> list[str]:
+    """Names of the settings that the command line of the running job gave."""
+    from hydra.core.hydra_config import HydraConfig
+
+    given = HydraConfig.get().overrides.task
+    return [text.lstrip("+~").split("=")[0].split("@")[0] for text in given]
+
+
 def launch(main: Callable[[], None], config_folder: str) -> None:
     """Call a `hydra.main` function; a bad override is answered with a list of what there is.
 

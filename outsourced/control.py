@@ -16,15 +16,15 @@ from outsourced.guidance import (
     GradientGuidance,
     evaluate,
 )
-from outsourced.kernels import Kernel, rotate, strictly_lower
-from outsourced.networks import control_network
+from outsourced.kernels import Kernel, Mixture, rotate, strictly_lower
+from outsourced.networks import FlatNetwork, control_network, is_dense
 from outsourced.reference import Reference
 
 INFORMED = ("none", "anchor", "gradient", "gauss_newton")
 PATHWISE = ("none", "anchor")  # whose inputs carry the gradient of the path
 COVARIANCES = ("diagonal", "full")
 LOG_SCALE_LIMIT = 6.0  # a learned standard deviation moves by at most e^6 from its base
-ANCHOR_GAIN = 100.0  # the objective alone has to open these
+ANCHOR_GAIN = 10.0  # of gates that training opens before its first step
 GATE_GAIN = 30.0  # lets the gates open before the network learns to do without them
 
 
@@ -41,10 +41,13 @@ class Control(nn.Module):
         covariance: `diagonal`, or `full` (vector noise only: a learned triangular factor on top).
         width, depth: Size of the network.
         network: `dense`, `convolutional` (spatial noise only), or `auto`, see `is_dense`.
+        components: Gaussians that a kernel is a mixture of; more than one for dense networks only.
 
     Raises:
         ValueError: Unknown option, or one that does not fit the noise.
     """
+
+    opened: Tensor
 
     def __init__(
         self,
@@ -56,27 +59,53 @@ class Control(nn.Module):
         width: int = 256,
         depth: int = 2,
         network: str = "auto",
+        components: int = 1,
     ):
         super().__init__()
         self._check(noise_shape, informed, covariance)
-        self.reference = reference
+        self._check_components(components, is_dense(noise_shape, network))
+        self.reference, self.components = reference, components
         self.informed, self.full = informed, covariance == "full"
         d = self.channels = noise_shape[0]
         triangle = d * (d - 1) // 2 if self.full else 0
-        self.sizes = [d, d, d if informed == "gradient" else 0, triangle]
+        gain, shares = d if informed == "gradient" else 0, components if components > 1 else 0
+        self.sizes = [components * d, components * d, gain, components * triangle, shares]
         extra = {"none": 0, "anchor": 2 * d, "gradient": 2 * d + 1, "gauss_newton": 3 * d}[informed]
-        sizes = (d + extra, sum(self.sizes), noise_shape, context, reference.rho)
-        self.network = control_network(*sizes, width, depth, skip=d, network=network)
+        sizes = (d + extra, sum(self.sizes), noise_shape, context, reference)
+        skip = components * d
+        self.network = control_network(*sizes, width, depth, skip=skip, network=network)
+        if components > 1:
+            self._part()
         self.guidance: GradientGuidance | GaussNewtonGuidance | None = None
         if informed == "gradient":
             narrow = max(width // 2, 16)
-            sizes = (d, d, noise_shape, context, reference.rho)
+            sizes = (d, d, noise_shape, context, reference)
             guess = control_network(*sizes, narrow, 1, skip=d, network=network)
             self.guidance = GradientGuidance(guess, reference)
         elif informed == "gauss_newton":
             self.guidance = GaussNewtonGuidance(reference)
         if informed in ("anchor", "gauss_newton"):
             self.gate = nn.Parameter(torch.zeros(2, reference.steps))
+        if informed == "anchor":
+            self.register_buffer("opened", torch.zeros(()))
+
+    @staticmethod
+    def _check_components(components: int, dense: bool) -> None:
+        if components < 1 or (components > 1 and not dense):
+            raise ValueError(
+                "sampler.components must be >= 1, and 1 for a convolutional network, got "
+                f"{components}"
+            )
+
+    def _part(self) -> None:
+        """Shares of their own for the parts, without which all would learn the same.
+
+        They are equal kernels at first, so the untrained sampler still is the prior.
+        """
+        head = (self.network.dense if isinstance(self.network, FlatNetwork) else self.network).head
+        rows = head.out_features * self.components // sum(self.sizes)
+        with torch.no_grad():
+            nn.init.normal_(head.weight[-rows:], std=head.in_features**-0.5)
 
     @staticmethod
     def _check(noise_shape: tuple[int, ...], informed: str, covariance: str) -> None:
@@ -95,6 +124,13 @@ class Control(nn.Module):
                 "covariance=diagonal"
             )
 
+    def open(self) -> None:
+        """Make an untrained anchored control draw from the Gaussian about its anchor.
+
+        Until then it draws from the prior; `anchor` only.
+        """
+        self.opened.fill_(1.0)
+
     def guide(
         self, z: Tensor, k: Tensor, context: Context, conditioning: Conditioning | None
     ) -> Tensor | None:
@@ -111,7 +147,7 @@ class Control(nn.Module):
         context: Context,
         conditioning: Conditioning | None,
         guide: Tensor | None = None,
-    ) -> Kernel:
+    ) -> Kernel | Mixture:
         """Kernels from z (S, N, *shape) at steps k (S,); `guide` as returned by `guide`."""
         if isinstance(self.guidance, GradientGuidance):
             assert conditioning is not None
@@ -120,60 +156,88 @@ class Control(nn.Module):
             return self._anchor_kernel(z, k, context)
         if guide is not None:
             return self._gauss_newton_kernel(z, k, context, guide)
-        delta, log_std, _, lower = self._outputs([z], k, context)
-        return self._kernel(k, delta, 2 * log_std, lower)
+        delta, log_std, _, lower, share = self._outputs([z], k, context)
+        return self._kernel(k, delta, 2 * log_std, lower, share)
 
     def _outputs(self, inputs: list[Tensor], k: Tensor, context: Context) -> tuple[Tensor, ...]:
+        """Shift, log standard deviation, gain and triangle, those of parts along the first axis,
+        (M S, N, ...), and the shares of the parts, (S, N, M, ...)."""
         joint = torch.cat(inputs, 2) if len(inputs) > 1 else inputs[0]
         out = evaluate(self.network, joint, k, context)
-        shift, log_std, gain, lower = out.split(self.sizes, 2)
+        shift, log_std, gain, lower, share = out.split(self.sizes, 2)
         log_std = LOG_SCALE_LIMIT * torch.tanh(log_std / LOG_SCALE_LIMIT)
-        return shift, log_std, gain, lower
+        return self._parts(shift), self._parts(log_std), gain, self._parts(lower), share
+
+    def _parts(self, value: Tensor) -> Tensor:
+        """(S, N, M d, ...) to (M S, N, d, ...)."""
+        if self.components == 1:
+            return value
+        return value.unflatten(2, (self.components, -1)).movedim(2, 0).flatten(0, 1)
+
+    def _each(self, value: Tensor) -> Tensor:
+        """What all parts share, (S, ...) to (M S, ...)."""
+        return (
+            value
+            if self.components == 1
+            else value.repeat(self.components, *[1] * (value.ndim - 1))
+        )
 
     def _kernel(
-        self, k: Tensor, delta: Tensor, log_c: Tensor, lower: Tensor, basis: Tensor | None = None
-    ) -> Kernel:
-        w = self.reference.at("information", k, delta)
+        self,
+        k: Tensor,
+        delta: Tensor,
+        log_c: Tensor,
+        lower: Tensor,
+        share: Tensor,
+        basis: Tensor | None = None,
+    ) -> Kernel | Mixture:
+        w = self.reference.at("information", self._each(k), delta)
         variance = (1 - w**2).clamp_min(0) + w**2 * log_c.exp()
         matrix = w[..., None] ** 2 * strictly_lower(lower, self.channels) if self.full else None
-        return Kernel(w * delta, 0.5 * variance.log(), basis, matrix)
+        kernel = Kernel(w * delta, 0.5 * variance.log(), basis, matrix)
+        if self.components == 1:
+            return kernel
+        logits = share.reshape(*share.shape[:3], -1).mean(-1)  # over a grid, if there is one
+        return Mixture(kernel, logits.movedim(2, 0).log_softmax(0))
 
     def _gradient_kernel(
         self, z: Tensor, k: Tensor, context: Context, conditioning: Conditioning
-    ) -> Kernel:
+    ) -> Kernel | Mixture:
         assert isinstance(self.guidance, GradientGuidance)
         delta, unit, size = self.guidance(z, k, context, conditioning)
         size = size.reshape(*size.shape, 1, *[1] * (z.ndim - 3)).expand(
             *z.shape[:2], 1, *z.shape[3:]
         )
-        shift, log_std, gain, lower = self._outputs([z, delta, unit, size], k, context)
-        return self._kernel(k, delta + shift + gain * unit, 2 * log_std, lower)
+        shift, log_std, gain, lower, share = self._outputs([z, delta, unit, size], k, context)
+        delta = self._each(delta) + shift + self._each(gain * unit)
+        return self._kernel(k, delta, 2 * log_std, lower, share)
 
-    def _anchor_kernel(self, z: Tensor, k: Tensor, context: Context) -> Kernel:
+    def _anchor_kernel(self, z: Tensor, k: Tensor, context: Context) -> Kernel | Mixture:
         anchored = context.anchored
         assert anchored is not None
         rho, spread = (self.reference.at(name, k, z) for name in ("rho", "spread"))
         delta, c = anchored.posterior(z, rho, spread)
-        shift, log_std, _, lower = self._outputs([z, rho * z + spread * delta, delta], k, context)
-        # Bounded, since a gain as high as this makes every step of the optimiser a long one.
-        gates = 2 * torch.tanh(ANCHOR_GAIN / 2 * self.gate[:, k])
+        inputs = [z, rho * z + spread * delta, delta]
+        shift, log_std, _, lower, share = self._outputs(inputs, k, context)
+        gates = self.opened + torch.tanh(ANCHOR_GAIN * self.gate[:, k])
         mean_gate, scale_gate = gates.reshape(*gates.shape, *[1] * (z.ndim - 1))
-        log_c = scale_gate * c.log()
+        log_c = self._each(scale_gate * c.log())
         # The network works in the standard deviations of the Gaussian.
-        delta = mean_gate * delta + shift * (0.5 * log_c).exp()
-        return self._kernel(k, delta, log_c + 2 * log_std, lower)
+        delta = self._each(mean_gate * delta) + shift * (0.5 * log_c).exp()
+        return self._kernel(k, delta, log_c + 2 * log_std, lower, share)
 
-    def _gauss_newton_kernel(self, z: Tensor, k: Tensor, context: Context, guide: Tensor) -> Kernel:
+    def _gauss_newton_kernel(
+        self, z: Tensor, k: Tensor, context: Context, guide: Tensor
+    ) -> Kernel | Mixture:
         laplace = context.laplace
         assert laplace is not None
         rho, spread = (self.reference.at(name, k, z) for name in ("rho", "spread"))
         delta, error = guide
-        shift, log_std, _, lower = self._outputs(
-            [z, rho * z + spread * delta, delta, error], k, context
-        )
+        inputs = [z, rho * z + spread * delta, delta, error]
+        shift, log_std, _, lower, share = self._outputs(inputs, k, context)
         mean_gate, scale_gate = GATE_GAIN * self.gate[:, k, None, None]
-        log_c = -scale_gate * torch.log1p(spread**2 * laplace.curvature)
+        log_c = self._each(-scale_gate * torch.log1p(spread**2 * laplace.curvature))
         # The network works in posterior standard deviations, in the coordinates of z.
         step = rotate(laplace.basis, shift, transpose=True) * (0.5 * log_c).exp()
-        delta = mean_gate * delta + rotate(laplace.basis, step)
-        return self._kernel(k, delta, log_c + 2 * log_std, lower, laplace.basis)
+        delta = self._each(mean_gate * delta) + rotate(laplace.basis, step)
+        return self._kernel(k, delta, log_c + 2 * log_std, lower, share, laplace.basis)

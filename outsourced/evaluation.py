@@ -1,5 +1,6 @@
 """What a sampler is worth on given observations: evidence bounds, residuals, image quality."""
 
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -154,13 +155,21 @@ class Evaluator:
         self.images = None if images is None else images[:observations]
         self.real: Observation | None = None
         if self.images is not None:
-            self.real = posterior.task.sample(self.images, generator=generator)  # type: ignore[operator]
+            x = self.images.to(posterior.device)  # where the operator is
+            self.real = posterior.task.sample(x, generator=generator)  # type: ignore[operator]
+
+    def of(self, sampler: NoiseSampler) -> "Evaluator":
+        """The same evaluation of another sampler of the posterior."""
+        other = copy(self)
+        other.sampler = sampler
+        return other
 
     def _generator(self, device: torch.device) -> torch.Generator:
         return torch.Generator(device).manual_seed(self.seed)
 
     def draw(self, obs: Observation, n: int) -> Samples:
         """Samples of the sampler under test."""
+        self.sampler.to(self.posterior.device)  # Lightning leaves it on the CPU after a training
         generator = self._generator(self.posterior.device)
         return Amortized(self.sampler, self.posterior)(obs.to(self.posterior.device), n, generator)
 

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.loggers import Logger
 
 from outsourced.checkpoint import restore_optimizer
@@ -69,6 +70,17 @@ class Recovery(lightning.Callback):
         exception: BaseException,
     ) -> None:
         self._restore_handler()
+
+
+def training_device(options: dict[str, Any]) -> torch.device:
+    """The device that `lightning.Trainer` would train on in this process.
+
+    Args:
+        options: Arguments of `lightning.Trainer`.
+    """
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware and adverts
+    return lightning.Trainer(**{**options, **quiet}).strategy.root_device
 
 
 def resume(run: Run, module: SamplerTraining, fingerprint: str) -> int:

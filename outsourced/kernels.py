@@ -61,6 +61,38 @@ class Kernel:
         return event_sum(0.5 * (eps - eta) * (eps + eta) - self.log_scale)
 
 
+@dataclass
+class Mixture:
+    """A mixture of M kernels, for steps so large that z_{k+1} given z_k is far from Gaussian.
+
+    Attributes:
+        parts: The kernels, their first axis M and S flattened, (M S, N, *shape).
+        log_share: Log-probabilities of the parts, (M, S, N).
+    """
+
+    parts: Kernel
+    log_share: Tensor
+
+    def log_ratio(self, eps: Tensor) -> Tensor:
+        """log of the mixture's density over that of N(0, I) at eps (S, N, *shape), in nats."""
+        each = self.parts.log_ratio(eps.repeat(len(self.log_share), *[1] * (eps.ndim - 1)))
+        return (self.log_share + each.unflatten(0, self.log_share.shape[:2])).logsumexp(0)
+
+    def pick(self, choice: Tensor) -> Kernel:
+        """The part of each row that a uniform number in [0, 1) chooses, (S, N)."""
+        below = self.log_share.softmax(0).cumsum(0)[:-1]
+        index = (choice > below).sum(0)
+        step = torch.arange(index.shape[0], device=index.device)[:, None]
+        row = torch.arange(index.shape[1], device=index.device)
+
+        def of(value: Tensor) -> Tensor:
+            return value.unflatten(0, self.log_share.shape[:2])[index, step, row]
+
+        lower = self.parts.lower
+        shift, log_scale = of(self.parts.shift), of(self.parts.log_scale)
+        return Kernel(shift, log_scale, self.parts.basis, None if lower is None else of(lower))
+
+
 def rotate(basis: Tensor, value: Tensor, transpose: bool = False) -> Tensor:
     """V value, or V^T value, for V (N, d, d) and value (S, N, d)."""
     return torch.einsum("nji,snj->sni" if transpose else "nij,snj->sni", basis, value)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from outsourced.tasks.base import Observation
 
+SCORED = 2**27  # entries of data that are scored at once: half a GiB in single precision
+
 
 class Pairwise(Protocol):
     """Scores all pairs of data and observations; `Posterior` does."""
@@ -63,7 +65,9 @@ class Lookup(nn.Module):
     @torch.no_grad()
     def forward(self, conditioning: Pairwise, obs: Observation) -> Tensor:
         """The stored z of the largest reward for each of B observations, (B, *noise_shape)."""
-        score = conditioning.pairwise_log_reward(self.x.to(obs.y.dtype), obs)
+        rows = max(1, SCORED // self.x[0].numel())
+        pieces = (x.to(obs.y.dtype) for x in self.x.split(rows))
+        score = torch.cat([conditioning.pairwise_log_reward(x, obs) for x in pieces])
         # Below every number: an observation whose rewards are all NaN still gets a draw.
         best = score.nan_to_num(nan=-torch.inf).argmax(0)
         return self.z[best].to(obs.y.dtype)

@@ -25,6 +25,8 @@ class Losses:
         objective: Of the balance steps.
         mixture: Draws their paths.
         denoising_steps: Kernels scored for each pair of a likelihood step.
+        teacher: Whose draws `distil` learns from.
+        draws: Of the teacher for each observation.
 
     Raises:
         ValueError: The objective needs what the sampler or the posterior does not have.
@@ -37,7 +39,10 @@ class Losses:
         objective: Objective,
         mixture: PathMixture,
         denoising_steps: int,
+        teacher: NoiseSampler | None = None,
+        draws: int = 1,
     ):
+        self.teacher, self.draws = teacher, draws
         self.sampler, self.posterior = sampler, posterior
         self.objective, self.mixture = objective, mixture
         self.denoising_steps = denoising_steps
@@ -58,6 +63,12 @@ class Losses:
         if "path_gradient" in needs and self.sampler.control.informed not in PATHWISE:
             raise ValueError(
                 f"{name} needs sampler.informed=none|anchor, whose inputs carry a path gradient"
+            )
+        shape = needs & {"path_gradient", "reward_gradient"}
+        if shape and self.sampler.control.components > 1:
+            raise ValueError(
+                f"{name} needs sampler.components=1, got {self.sampler.control.components}; use "
+                "path_likelihood or a balance objective"
             )
         paths = self.mixture.on + self.mixture.free + self.mixture.known
         if "groups" in needs and paths < 2:
@@ -104,16 +115,48 @@ class Losses:
     ) -> Result:
         """Forward KL on simulated pairs, from a few kernels of each path."""
         z, obs = self._observe(batch, count, cpu)
-        self._ends = (z, obs)
+        return self._likelihood(z[None], obs, "simulated", device)
+
+    def distil(
+        self,
+        batch: dict[str, Any],
+        count: int,
+        observations: str,
+        cpu: torch.Generator,
+        device: torch.Generator,
+    ) -> Result:
+        """Forward KL on the teacher's draws, whose observations may be of real images too."""
+        assert self.teacher is not None
+        _, obs, images = self._fresh(batch, count, observations, cpu)
+        obs = obs if images is None else Observation.cat([obs, images])
+        return self._likelihood(self.teacher(obs, self.draws, device), obs, "teacher", device)
+
+    def _likelihood(
+        self, ends: Tensor, obs: Observation, name: str, device: torch.Generator
+    ) -> Result:
+        """Of ends (n, B, ...) of the posteriors of B observations."""
+        self._ends = (ends[0], obs)
         context = self.sampler.encode(obs)
-        ratio = denoising_log_ratio(self.sampler, z[None], context, self.denoising_steps, device)
+        ratio = denoising_log_ratio(self.sampler, ends, context, self.denoising_steps, device)
         loss = PathLikelihood()(Scores(log_ratio=ratio)).mean()
-        figures = {"loss": float(loss.detach()), "loss/simulated": float(loss.detach())}
+        figures = {"loss": float(loss.detach()), f"loss/{name}": float(loss.detach())}
         if hasattr(self.sampler, "anchor"):
-            anchor = self.sampler.anchor_loss(context.embedding, z).mean()
+            anchor = self.sampler.anchor_loss(context.embedding, ends).mean()
             loss = loss + anchor
             figures["loss/anchor"] = float(anchor.detach())
         return loss, figures
+
+    def _fresh(
+        self, batch: dict[str, Any], count: int, observations: str, cpu: torch.Generator
+    ) -> tuple[Tensor, Observation, Observation | None]:
+        """z and observations of simulated data, and observations of real images, if any."""
+        share = {"simulated": 0.0, "mixed": 0.5, "images": 1.0}[observations]
+        real = round(share * count)
+        z, obs = self._observe(batch, count - real, cpu)
+        if not real:
+            return z, obs, None
+        pictures = batch["images"][:real].to(z.device)
+        return z, obs, self.posterior.task.sample(pictures, generator=cpu)  # type: ignore[operator]
 
     def balance(
         self,
@@ -124,13 +167,7 @@ class Losses:
         device: torch.Generator,
     ) -> Result:
         """The objective on n paths for each of `groups` observations."""
-        share = {"simulated": 0.0, "mixed": 0.5, "images": 1.0}[observations]
-        real = round(share * groups)
-        z, obs = self._observe(batch, groups - real, cpu)
-        images = None
-        if real:
-            pictures = batch["images"][:real].to(z.device)
-            images = self.posterior.task.sample(pictures, generator=cpu)  # type: ignore[operator]
+        z, obs, images = self._fresh(batch, groups, observations, cpu)
         plan = self.mixture.plan(z, obs, images, cpu)
         if "path_gradient" in self.objective.needs:
             return self._reverse(plan.obs, device)

@@ -7,7 +7,7 @@ per observation. Output layers are zero at initialisation.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,14 @@ from torch.nn import functional as F
 NETWORKS = ("auto", "dense", "convolutional")
 DENSE_LIMIT = 1024  # entries of spatial noise, above which `auto` convolves
 LARGEST_SKIP = 2**18  # entries of a linear skip's matrix that are worth their weights
+
+
+class Times(Protocol):
+    """The K steps, as `Reference` knows them: corr(z_k, z_K) and the places of z_0 .. z_K in [0,
+    1]."""
+
+    rho: Tensor
+    position: Tensor
 
 
 def zero_(layer: nn.Module) -> nn.Module:
@@ -29,16 +37,16 @@ class StepEmbedding(nn.Module):
     """Learned features of the K steps from Fourier features of their position and log-SNR.
 
     Args:
-        rho: corr(z_k, z_K) of the reference, (K + 1,).
+        times: Of the K steps.
         width: Number of features.
     """
 
     features: Tensor
 
-    def __init__(self, rho: Tensor, width: int, frequencies: int = 8):
+    def __init__(self, times: Times, width: int, frequencies: int = 8):
         super().__init__()
-        self.count = steps = len(rho) - 1
-        position = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[:-1, None]
+        rho, position = times.rho, times.position[:-1, None]
+        self.count = len(rho) - 1
         log_snr = torch.logit((rho[:-1, None] ** 2).double(), eps=1e-4) / 10
         angles = position * math.pi * torch.arange(1, frequencies + 1)
         features = torch.cat([log_snr, position, angles.sin(), angles.cos()], 1).float()
@@ -85,7 +93,7 @@ class VectorNetwork(nn.Module):
         inputs: Size of x.
         outputs: Size of the output.
         context: Size of the observation embedding e.
-        rho: corr(z_k, z_K) of the reference.
+        times: Of the K steps.
         width, depth: Hidden size and number of residual blocks.
         skip_outputs: The first `skip_outputs` outputs receive the linear skip.
     """
@@ -95,7 +103,7 @@ class VectorNetwork(nn.Module):
         inputs: int,
         outputs: int,
         context: int,
-        rho: Tensor,
+        times: Times,
         width: int = 256,
         depth: int = 2,
         skip_outputs: int = 0,
@@ -103,7 +111,7 @@ class VectorNetwork(nn.Module):
         super().__init__()
         self.inputs, self.outputs, self.context = inputs, outputs, context
         self.width, self.depth, self.skip_outputs = width, depth, skip_outputs
-        self.step = StepEmbedding(rho, 64)
+        self.step = StepEmbedding(times, 64)
         self.enter = nn.Linear(inputs, width, bias=False)
         self.step_gain = nn.Linear(64, width * depth)
         self.step_shift = nn.Linear(64, width * (1 + depth))
@@ -151,7 +159,7 @@ class SpatialNetwork(nn.Module):
         outputs: Output channels.
         size: (H, W) of the noise; sides need not be powers of two, they are padded inside.
         context: Channels of the observation map.
-        rho: corr(z_k, z_K) of the reference.
+        times: Of the K steps.
         width: Channels at full resolution; `levels` resolutions, doubling once.
     """
 
@@ -163,7 +171,7 @@ class SpatialNetwork(nn.Module):
         outputs: int,
         size: tuple[int, int],
         context: int,
-        rho: Tensor,
+        times: Times,
         width: int = 32,
         levels: int = 2,
     ):
@@ -185,9 +193,7 @@ class SpatialNetwork(nn.Module):
             attention_head_dim=width // 2,
         )
         zero_(self.unet.conv_out)  # type: ignore[attr-defined]
-        self.register_buffer(
-            "time", 1000 * torch.arange(len(rho)) / (len(rho) - 1), persistent=False
-        )
+        self.register_buffer("time", (1000 * times.position).float(), persistent=False)
 
     def forward(self, x: Tensor, k: Tensor, e: Tensor) -> Tensor:
         """x (S, N, channels, H, W), k (S,), e (N, context, H, W) -> (S, N, outputs, H, W)."""
@@ -210,7 +216,7 @@ class FlatNetwork(nn.Module):
         channels, outputs: Channels of the stacked inputs and of the output on the noise grid.
         size: (H, W) of the noise.
         context: Size of the observation embedding.
-        rho, width, depth: See `VectorNetwork`.
+        times, width, depth: See `VectorNetwork`.
         skip: Output channels with a linear skip, where its matrices are small enough.
     """
 
@@ -220,7 +226,7 @@ class FlatNetwork(nn.Module):
         outputs: int,
         size: tuple[int, int],
         context: int,
-        rho: Tensor,
+        times: Times,
         width: int = 512,
         depth: int = 2,
         skip: int = 0,
@@ -230,7 +236,7 @@ class FlatNetwork(nn.Module):
         fits = skip * cells * (channels * cells + context) <= LARGEST_SKIP
         sizes = (channels * cells, outputs * cells, context)
         self.grid = (outputs, *size)
-        self.dense = VectorNetwork(*sizes, rho, width, depth, skip * cells if fits else 0)
+        self.dense = VectorNetwork(*sizes, times, width, depth, skip * cells if fits else 0)
 
     def forward(self, x: Tensor, k: Tensor, e: Tensor, given: Modulation | None = None) -> Tensor:
         """x (S, N, channels, H, W), k (S,), e (N, context), given `dense.modulation(k, e)` if at
@@ -265,7 +271,7 @@ def control_network(
     outputs: int,
     noise_shape: tuple[int, ...],
     context: int,
-    rho: Tensor,
+    times: Times,
     width: int,
     depth: int,
     skip: int = 0,
@@ -277,14 +283,14 @@ def control_network(
         inputs, outputs: Entries, or channels on the noise grid.
         noise_shape: (d,) or (C, H, W).
         context: Size (channels) of the observation embedding.
-        rho: corr(z_k, z_K) of the reference.
+        times: Of the K steps.
         width, depth: Size of the network.
         skip: Outputs (channels) with a linear skip; dense networks only.
         network: See `is_dense`.
     """
     if len(noise_shape) == 1:
-        return VectorNetwork(inputs, outputs, context, rho, width, depth, skip)
+        return VectorNetwork(inputs, outputs, context, times, width, depth, skip)
     size = (noise_shape[1], noise_shape[2])
     if is_dense(noise_shape, network):
-        return FlatNetwork(inputs, outputs, size, context, rho, width, depth, skip)
-    return SpatialNetwork(inputs, outputs, size, context, rho, width, depth)
+        return FlatNetwork(inputs, outputs, size, context, times, width, depth, skip)
+    return SpatialNetwork(inputs, outputs, size, context, times, width, depth)

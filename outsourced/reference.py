@@ -58,11 +58,16 @@ def correlations(
 class Reference(nn.Module):
     """Stationary Ornstein-Uhlenbeck chain with exact kernels N(a_k z_k, (1 - a_k^2) I).
 
+    Args:
+        steps, schedule, log_snr_min, log_snr_max, late: See `correlations`.
+        grid: Steps of a finer grid, of which these are every (grid / steps)-th; None: of their own.
+
     Attributes (float64, not saved; index k = 0 .. K-1 unless said otherwise):
         rho: corr(z_k, z_K), shape (K + 1,).
         a: corr(z_k, z_{k+1}) = rho_k / rho_{k+1}.
         scale: sqrt(1 - a_k^2), standard deviation of one kernel.
         spread: sqrt(1 - rho_k^2), standard deviation of z_K given z_k.
+        position: Place of the times on the grid, from 0 to 1, shape (K + 1,).
         information: w_k in (0, 1]; w_k^2 is the share of the kernel's variance that z_K explains,
             so that the bridge has variance (1 - w_k^2) scale_k^2 and w_{K-1} = 1.
     """
@@ -72,6 +77,7 @@ class Reference(nn.Module):
     scale: Tensor
     spread: Tensor
     information: Tensor
+    position: Tensor
 
     def __init__(
         self,
@@ -80,15 +86,20 @@ class Reference(nn.Module):
         log_snr_min: float = -3.0,
         log_snr_max: float = 6.0,
         late: float = 1.0,
+        grid: int | None = None,
     ):
         super().__init__()
-        self.steps = steps
-        rho = correlations(steps, schedule, log_snr_min, log_snr_max, late)
+        if grid is not None and grid < steps:
+            raise ValueError(f"sampler.grid must be >= sampler.steps = {steps}, got {grid}")
+        self.steps, self.grid = steps, steps if grid is None else grid
+        rho = correlations(self.grid, schedule, log_snr_min, log_snr_max, late)
+        index = torch.linspace(0, self.grid, steps + 1, dtype=torch.float64).round().long()
+        rho, position = rho[index], torch.linspace(0, 1, self.grid + 1, dtype=torch.float64)[index]
         a = rho[:-1] / rho[1:]
         scale = (1 - a**2).sqrt()
         spread = (1 - rho[:-1] ** 2).sqrt()
         values = {"rho": rho, "a": a, "scale": scale, "spread": spread}
-        values["information"] = scale * rho[1:] / spread
+        values |= {"information": scale * rho[1:] / spread, "position": position}
         self._cast: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         for name, value in values.items():
             self.register_buffer(name, value, persistent=False)

@@ -10,6 +10,7 @@ from outsourced.anchoring import Anchoring
 from outsourced.control import PATHWISE, Control
 from outsourced.encoders import observation_encoder
 from outsourced.guidance import Conditioning, Context, LaplaceTarget
+from outsourced.kernels import Mixture
 from outsourced.laplace import fit_laplace
 from outsourced.networks import control_network, is_dense, zero_
 from outsourced.reference import Reference
@@ -43,13 +44,15 @@ class NoiseSampler(nn.Module):
         noise_shape: Event shape of z, (d,) or (C, H, W).
         feature_shape: Event shape of the observation features that the encoder reads.
         conditioning: The problem; needed where `informed` is not `none`, and for the features.
-        steps, schedule, log_snr_min, log_snr_max, late: See `Reference`.
-        informed, covariance, width, depth, network: See `Control`.
+        steps, schedule, log_snr_min, log_snr_max, late, grid: See `Reference`.
+        informed, covariance, width, depth, network, components: See `Control`.
         embedding: Size of the observation embedding.
         lookup: Prior draws that are stored, the best of which is the anchor of an observation;
             `anchor` only. `Lookup.fill` them before use.
         climb: Gradients of log r by which an anchor is improved; `anchor` only, 0 for black boxes.
         anchor_precision: First log-precision of the Gaussian about an anchor; `anchor` only.
+        anchor_slope: Whether the control also sees the gradient of log r at the anchor; `anchor`
+            only, one gradient an observation.
         anchor_steps: Most Gauss-Newton steps from the predicted anchor; `gauss_newton` only.
         flow: Also build the state flow log F(z_k, y) - log N(z_k) that sub-trajectory balance
             learns.
@@ -76,14 +79,17 @@ class NoiseSampler(nn.Module):
         lookup: int = 8192,
         climb: int = 0,
         anchor_precision: float = 4.0,
+        anchor_slope: bool = False,
         anchor_steps: int = 10,
         flow: bool = False,
         max_rows: int = 6400,
+        grid: int | None = None,
+        components: int = 1,
     ):
         super().__init__()
         self.noise_shape, self.max_rows = tuple(noise_shape), max_rows
         self.anchor_steps = anchor_steps
-        self.reference = Reference(steps, schedule, log_snr_min, log_snr_max, late)
+        self.reference = Reference(steps, schedule, log_snr_min, log_snr_max, late, grid)
         self._conditioning = (conditioning,)  # a tuple hides the frozen prior from state_dict
         self.dense = is_dense(self.noise_shape, network)
         self.encoder = observation_encoder(
@@ -93,20 +99,20 @@ class NoiseSampler(nn.Module):
         self.anchoring: Anchoring | None = None
         if informed == "anchor":
             shapes = self.noise_shape, conditioning.data_shape
-            self.anchoring = Anchoring(size, *shapes, self.dense, lookup, climb, anchor_precision)
+            settings = lookup, climb, anchor_precision, anchor_slope
+            self.anchoring = Anchoring(size, *shapes, self.dense, *settings)
             size += self.anchoring.size
         if informed == "gauss_newton":
             self.anchor = zero_(nn.Linear(size, 2 * noise_shape[0]))
             size += 2 * noise_shape[0]
-        self.control = Control(
-            self.reference, self.noise_shape, size, informed, covariance, width, depth, network
-        )
+        options = informed, covariance, width, depth, network, components
+        self.control = Control(self.reference, self.noise_shape, size, *options)
         self.log_z_head = nn.Sequential(nn.Linear(size, 128), nn.SiLU(), zero_(nn.Linear(128, 1)))
         self.flow: nn.Module | None = None
         if flow:
-            channels, rho = self.noise_shape[0], self.reference.rho
+            channels = self.noise_shape[0]
             self.flow = control_network(
-                channels, 1, self.noise_shape, size, rho, width, 2, network=network
+                channels, 1, self.noise_shape, size, self.reference, width, 2, network=network
             )
 
     @property
@@ -123,8 +129,8 @@ class NoiseSampler(nn.Module):
         """Everything that is computed once per observation."""
         embedding = self.embed(obs)
         if self.anchoring is not None:
-            anchored = self.anchoring(embedding, obs, self.conditioning)
-            return Context(self.anchoring.extend(embedding, anchored), obs, anchored=anchored)
+            anchored, embedding = self.anchoring(embedding, obs, self.conditioning)
+            return Context(embedding, obs, anchored=anchored)
         if self.control.informed != "gauss_newton":
             return Context(embedding, obs)
         start = self.anchor(embedding)[:, : self.noise_shape[0]].detach()
@@ -176,7 +182,13 @@ class NoiseSampler(nn.Module):
         return self.log_z(context) + later * value
 
     def transition(
-        self, z: Tensor, k: Tensor, context: Context, exploration: float, eta: Tensor
+        self,
+        z: Tensor,
+        k: Tensor,
+        context: Context,
+        exploration: float,
+        eta: Tensor,
+        choice: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """One kernel: z_{k+1}, its log P_phi / P_ref in nats (N,), and its guidance, if any.
 
@@ -186,12 +198,26 @@ class NoiseSampler(nn.Module):
             context: Of the N observations.
             exploration: See `forward_path`.
             eta: Standard normal noise, of the shape of z.
+            choice: Uniform noise (N,), where a kernel is a mixture.
         """
         guide = self.control.guide(z[None], k, context, self.conditioning)
         kernel = self.control(z[None], k, context, self.conditioning, guide)
         eta = (1 + exploration) * eta[None]
-        eps = kernel.sample(eta)
-        return self.reference.advance(z[None], eps, k)[0], kernel.log_ratio(eps, eta)[0], guide
+        if isinstance(kernel, Mixture):
+            assert choice is not None
+            eps = kernel.pick(choice[None]).sample(eta)
+            ratio = kernel.log_ratio(eps)
+        else:
+            eps = kernel.sample(eta)
+            ratio = kernel.log_ratio(eps, eta)
+        return self.reference.advance(z[None], eps, k)[0], ratio[0], guide
+
+    def choices(self, n: int, generator: torch.Generator | None, like: Tensor) -> Tensor | None:
+        """The uniform noise of n rows that `transition` wants, on the device of a tensor; None
+        where kernels are no mixtures."""
+        if self.control.components == 1:
+            return None
+        return torch.rand(n, generator=generator, device=like.device, dtype=like.dtype)
 
     @torch.no_grad()
     def forward_path(
@@ -220,12 +246,18 @@ class NoiseSampler(nn.Module):
         """Draw n paths for each observation, with the path-wise gradient of z and log_ratio.
 
         Raises:
-            ValueError: For a likelihood-informed control, whose inputs carry no gradient.
+            ValueError: For a likelihood-informed control, whose inputs carry no gradient, or for
+                kernels that are mixtures.
         """
         if self.control.informed not in PATHWISE:
             raise ValueError(
                 "a path-wise gradient (objective=reverse_kl) needs sampler.informed=none|anchor, "
                 f"got {self.control.informed!r}"
+            )
+        if self.control.components > 1:
+            raise ValueError(
+                "a path-wise gradient (objective=reverse_kl) needs sampler.components=1, got "
+                f"{self.control.components}: the choice of a part has none"
             )
         return self._roll_out(self.encode(obs), n, generator, 0.0)
 
@@ -243,7 +275,8 @@ class NoiseSampler(nn.Module):
         total = torch.zeros(n * batch, device=device, dtype=dtype)
         for step in range(self.steps):
             k = torch.tensor([step], device=device)
-            arguments = (z[-1], k, repeated, exploration, noise())
+            choice = self.choices(n * batch, generator, total)
+            arguments = (z[-1], k, repeated, exploration, noise(), choice)
             if torch.is_grad_enabled():
                 following, ratio, guide = checkpoint(
                     self.transition, *arguments, use_reentrant=False

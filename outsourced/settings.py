@@ -5,7 +5,7 @@ from dataclasses import dataclass
 OBSERVATIONS = ("simulated", "images", "mixed")
 AT_LEAST_1 = (
     *("max_steps", "batch", "anchor_batch", "denoising_steps", "groups"),
-    *("log_every", "save_every", "max_skipped"),
+    *("log_every", "save_every", "max_skipped", "teacher_draws"),
 )
 AT_LEAST_0 = (
     "anchor_steps",
@@ -28,6 +28,7 @@ class Settings:
             with Gauss-Newton guidance; the others start with paths at once).
         anchor_batch: Observations an anchor step.
         batch, denoising_steps: Observations a warm step, and kernels scored for each.
+        teacher_draws: Of the teacher for each observation of a step, when distilling.
         groups: Observations a balance step; the mixture sets the paths of each.
         observations: Whose y the balance steps see: `simulated`, real `images`, or `mixed`.
         lr, balance_lr: Peak learning rates, the latter of the balance phase; `head_gain` multiplies
@@ -52,6 +53,7 @@ class Settings:
     anchor_batch: int = 128
     batch: int = 32
     denoising_steps: int = 12
+    teacher_draws: int = 4
     groups: int = 16
     observations: str = "mixed"
     lr: float = 1e-3

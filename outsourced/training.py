@@ -18,7 +18,7 @@ from torch import Tensor
 from outsourced.annealing import next_beta
 from outsourced.bank import PairBank
 from outsourced.checkpoint import optimizer_tensors
-from outsourced.losses import Losses
+from outsourced.losses import Losses, Result
 from outsourced.objectives import Objective, PathLikelihood
 from outsourced.paths import PathMixture
 from outsourced.posterior import Posterior
@@ -37,6 +37,7 @@ class SamplerTraining(lightning.LightningModule):
         settings: See `Settings`.
         evaluate: Called with the number of steps done, on the averaged weights; its figures are
             logged.
+        teacher: A trained sampler of the same posterior, whose draws it learns from instead.
 
     Raises:
         ValueError: Settings that contradict the posterior or the objective.
@@ -50,12 +51,15 @@ class SamplerTraining(lightning.LightningModule):
         mixture: PathMixture,
         settings: Settings,
         evaluate: Callable[[int], dict[str, float]] | None = None,
+        teacher: NoiseSampler | None = None,
     ):
         super().__init__()
-        settings.check_beta(posterior.beta, isinstance(objective, PathLikelihood))
+        if teacher is None:  # whose draws are of any beta
+            settings.check_beta(posterior.beta, isinstance(objective, PathLikelihood))
         self.sampler, self.settings, self.evaluate = sampler, settings, evaluate
         self.target_beta = posterior.beta
-        self.losses = Losses(sampler, posterior, objective, mixture, settings.denoising_steps)
+        steps, draws = settings.denoising_steps, settings.teacher_draws
+        self.losses = Losses(sampler, posterior, objective, mixture, steps, teacher, draws)
         self.average = {k: v.detach().clone() for k, v in sampler.state_dict().items()}
         self.steps_done, self.skipped, self.skipped_in_row = 0, 0, 0
         self.seconds = 0.0
@@ -80,12 +84,14 @@ class SamplerTraining(lightning.LightningModule):
             return 0
         lookup = self.sampler.anchoring.lookup
         lookup.fill(*bank.rows(torch.arange(min(len(lookup), len(bank)))))
-        for name, value in lookup.state_dict(prefix="anchoring.lookup.").items():
-            self.average[name] = value.clone()
+        self.sampler.control.open()
+        self.average |= {k: v.clone() for k, v in self.sampler.state_dict().items()}
         return len(lookup)
 
     def on_fit_start(self) -> None:
         self._posterior.to(self.device)
+        if self.losses.teacher is not None:
+            self.losses.teacher.to(self.device)
         self.average = {k: v.to(self.device) for k, v in self.average.items()}
 
     def on_train_start(self) -> None:
@@ -135,7 +141,7 @@ class SamplerTraining(lightning.LightningModule):
             if step < anchors:
                 loss, self._figures = self.losses.anchor(batch, s.anchor_batch, cpu)
             else:
-                loss, self._figures = self.losses.likelihood(batch, s.batch, cpu, device)
+                loss, self._figures = self._likelihood(batch, cpu, device)
             return loss
         loss, self._figures = self.losses.balance(batch, s.groups, s.observations, cpu, device)
         if s.likelihood_weight:
@@ -144,6 +150,14 @@ class SamplerTraining(lightning.LightningModule):
             self._figures["loss/likelihood"] = figures["loss"]
         self._anneal()
         return loss
+
+    def _likelihood(
+        self, batch: dict[str, Any], cpu: torch.Generator, device: torch.Generator
+    ) -> Result:
+        count, observations = self.settings.batch, self.settings.observations
+        if self.losses.teacher is None:
+            return self.losses.likelihood(batch, count, cpu, device)
+        return self.losses.distil(batch, count, observations, cpu, device)
 
     def _anneal(self) -> None:
         beta, scored = self._posterior.beta, self.losses.scored

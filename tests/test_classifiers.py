@@ -123,6 +123,18 @@ def test_logits_are_those_of_the_features():
     torch.testing.assert_close(network.logits(features), network(x))
 
 
+def test_maps_lead_to_the_features():
+    """The rest of the network makes the features of the last map; each is a nonlinearity's output.
+
+    Mutant: outputs before the nonlinearity, which go far below zero; a layer left out.
+    """
+    network, x = tiny(FashionFeatures), images(4)
+    maps = network.maps(x)
+    assert [tuple(m.shape[1:]) for m in maps] == [(8, 8, 8), (8, 8, 8), (16, 4, 4), (16, 4, 4)]
+    assert all(-0.171 < float(m.min()) < 0 < float(m.max()) for m in maps)
+    torch.testing.assert_close(network.body[-3:](maps[-1]), network.features(x))
+
+
 def test_residual_block_starts_as_the_identity():
     """Mutant: no skip connection (all zero then), or a block that stays the identity."""
     torch.manual_seed(0)

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from outsourced import figures
-from outsourced.figures import curves, posterior_figure, rank_histograms, samples_2d
+from outsourced.figures import (
+    Case,
+    comparison_figure,
+    curves,
+    posterior_figure,
+    rank_histograms,
+    samples_2d,
+)
 from outsourced.figures.images import TINT
 
 
@@ -78,6 +85,36 @@ def test_posterior_figure_in_colour(drawn: list, tmp_path: Path) -> None:
     torch.testing.assert_close(pixels(axes[2])[0, 0], torch.tensor([0.6, 0.7, 0.8]))
     expected = ((0.2**2 + 0.4**2 + 0.6**2) / 2 / 3) ** 0.5
     torch.testing.assert_close(pixels(axes[4]), torch.full((4, 4), expected))
+
+
+def test_comparison_figure(drawn: list, tmp_path: Path, generator: torch.Generator) -> None:
+    """A column for each solver of any row, its sample in its own row, one scale of spreads.
+
+    Mutant: samples in the order of each row, a missing sample that shifts the others, hidden
+    pixels in black, a scale of each row's own.
+    """
+    a, b, truth = (torch.rand(2, 1, 4, 4, generator=generator) * 2 - 1 for _ in range(3))
+    mask = (torch.rand(1, 4, 4, generator=generator) > 0.5).float()
+    small = truth[1, :, ::2, ::2]
+    spread = torch.rand(4, 4, generator=generator)
+    cases = [
+        Case(truth[0], truth[0] * mask, mask, {"ours": a[0], "psld, 10": b[0]}, spread),
+        Case(truth[1], small, None, {"psld, 10": b[1]}, None),
+    ]
+    comparison_figure(cases, tmp_path / "f.png")
+    axes = drawn[0].axes
+    titles = [axis.get_title() for axis in axes[:5]]
+    assert titles == ["truth", "observation", "ours", "psld\n10", "std. dev."]
+    torch.testing.assert_close(pixels(axes[2])[..., 0], (a[0, 0] + 1) / 2)
+    for row in range(2):
+        torch.testing.assert_close(pixels(axes[5 * row + 3])[..., 1], (b[row, 0] + 1) / 2)
+        torch.testing.assert_close(pixels(axes[5 * row])[..., 1], (truth[row, 0] + 1) / 2)
+    assert (pixels(axes[1])[mask[0] == 0] == torch.tensor(TINT)).all()
+    torch.testing.assert_close(pixels(axes[6])[..., 2], (small[0] + 1) / 2)
+    torch.testing.assert_close(pixels(axes[4]), spread)
+    assert axes[4].images[0].norm.vmax == pytest.approx(float(spread.max()))
+    assert not axes[7].images
+    assert not axes[9].images
 
 
 def test_rank_histograms(drawn: list, tmp_path: Path, generator: torch.Generator) -> None:

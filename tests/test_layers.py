@@ -23,7 +23,7 @@ LAYERS = (
     {"solvers", "paths"},
     {"bank", "replay", "build", "observing"},
     {"posterior"},
-    {"denoising"},
+    {"denoising", "distilling"},
     {"sampler"},
     {"control"},
     {"guidance"},

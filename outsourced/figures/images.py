@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -61,6 +63,60 @@ def posterior_figure(
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     figure.colorbar(heat, ax=list(axes[:, -1]), fraction=0.08, pad=0.06, aspect=12 * rows)
+    return save(figure, path)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An observation and what several solvers make of it.
+
+    Attributes:
+        truth: the image, (C, H, W) in [-1, 1].
+        observation: of any size, (C, h, w).
+        mask: 1 where a pixel of the observation was seen, (1, h, w), or None.
+        samples: a sample (C, H, W) of each solver, by its name.
+        spread: pixelwise standard deviation of many samples of one solver, (H, W), or None.
+    """
+
+    truth: Tensor
+    observation: Tensor
+    mask: Tensor | None
+    samples: dict[str, Tensor]
+    spread: Tensor | None
+
+
+@styled
+def comparison_figure(cases: Sequence[Case], path: str | Path) -> Path:
+    """Save one row per observation: truth, observation, a sample of each solver, and a spread.
+
+    A column is a solver, in the order in which the cases name them first; a panel stays empty
+    where a case has no sample of it. All spreads share one colour scale.
+
+    Args:
+        cases: at least one.
+        path: file to write; its suffix sets the format.
+    """
+    names = list(dict.fromkeys(name for case in cases for name in case.samples))
+    titles = ["truth", "observation", *names, "std. dev."]
+    figure = new_figure(1.05 * len(titles), 1.05 * len(cases) + 0.4)
+    axes = figure.subplots(len(cases), len(titles), squeeze=False)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title.replace(", ", "\n"), pad=3, fontsize=6.5)
+    spreads = [float(case.spread.max()) for case in cases if case.spread is not None]
+    for row, case in zip(axes, cases, strict=True):
+        mask = None if case.mask is None else case.mask[None]
+        images = {0: _pixels(case.truth[None]), 1: _tinted(_pixels(case.observation[None]), mask)}
+        for column, name in enumerate(names, 2):
+            if name in case.samples:
+                images[column] = _pixels(case.samples[name][None])
+        for column, image in images.items():
+            row[column].imshow(image[0].numpy(), interpolation="nearest")
+        if case.spread is not None:
+            heat = case.spread.detach().float().cpu().numpy()
+            row[-1].imshow(heat, cmap="magma", vmin=0, vmax=max(spreads))
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
     return save(figure, path)
 
 

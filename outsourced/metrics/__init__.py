@@ -3,7 +3,7 @@
 from .calibration import coverage, rank_chi2, ranks
 from .distance import c2st, frechet, mmd, sliced_wasserstein
 from .evidence import elbo, ess, eubo, log_z
-from .image import psnr, residual, ssim
+from .image import perceptual, psnr, residual, ssim
 from .verdict import verdict
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "frechet",
     "log_z",
     "mmd",
+    "perceptual",
     "psnr",
     "rank_chi2",
     "ranks",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -71,3 +73,32 @@ def residual(whitened: Tensor, count: Tensor) -> Tensor:
             f"{tuple(count.shape)}"
         )
     return (whitened.double().square().sum(1) / count).sqrt().to(whitened.dtype)
+
+
+def perceptual(maps: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Return the distance of the normalised feature maps of images, in [0, 4], (B,).
+
+    Zhang et al., 2018, eq. 1, with all weights one: in every layer the features of a position are
+    scaled to unit length, their squared distance is averaged over positions; the mean over layers.
+    It is LPIPS only with the networks and weights of that name, so name the features beside it.
+
+    Args:
+        maps: feature maps of the images, one tensor (B, C, H, W) a layer.
+        targets: those of the true images, of the same shapes.
+
+    Raises:
+        ValueError: when there is no layer, or shapes differ.
+    """
+    shapes = [tuple(m.shape) for m in maps], [tuple(m.shape) for m in targets]
+    if not maps or shapes[0] != shapes[1] or any(len(shape) != 4 for shape in shapes[0]):
+        raise ValueError(f"perceptual needs equal feature maps (B, C, H, W), got {shapes}")
+    layers = [
+        (_unit_length(a) - _unit_length(b)).square().sum(1).flatten(1).mean(1)
+        for a, b in zip(maps, targets, strict=True)
+    ]
+    return torch.stack(layers).mean(0)
+
+
+def _unit_length(maps: Tensor) -> Tensor:
+    # A position without any feature has no direction: it counts as 0, not as NaN.
+    return maps / torch.linalg.vector_norm(maps, dim=1, keepdim=True).clamp_min(1e-10)

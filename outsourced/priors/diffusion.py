@@ -41,6 +41,7 @@ class DiffusionPrior(Prior):
         load: Further arguments of `from_pretrained`, e.g. `{variant: fp16}`.
 
     Attributes:
+        path: As given; step sizes that were tuned for an embedded model are found by it.
         alphas_cumprod: Cumulative signal variance of the training steps, (T,); None for flows.
         timesteps: Times that the sampler visits, descending, (steps,).
 
@@ -73,7 +74,7 @@ class DiffusionPrior(Prior):
         pipeline = load_pipeline(str(path), self.pipelines, DTYPES[dtype], load)
         schedule = Schedule(pipeline.scheduler, scheduler, steps)
         super().__init__(*self._shapes(pipeline))
-        self.schedule = schedule
+        self.schedule, self.path = schedule, str(path)
         self.checkpointing, self.memory_gb, self.clamp = checkpointing, memory_gb, clamp
         self.dtype_name, self._pipeline_name = dtype, type(pipeline).__name__
         self.register_buffer("alphas_cumprod", self._noise_levels())

@@ -1,4 +1,4 @@
-"""A multi-scale coupling flow of images as a prior: exactly invertible, with a density."""
+"""A normalizing flow of images in two scales as a prior: exactly invertible, with a density."""
 
 from __future__ import annotations
 
@@ -10,71 +10,85 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from outsourced.priors.base import Prior
-from outsourced.priors.flow_networks import DenseFlow, DetailFlow, haar, inverse_haar
+from outsourced.priors.flow_networks import DetailFlow, haar, inverse_haar
+from outsourced.priors.flow_tokens import TokenFlow
 from outsourced.weights import Embedded
 
 
 class ImageFlow(Embedded, Prior):
     """A normalizing flow of images in two scales, as in Wavelet Flow (Yu et al., 2020).
 
-    p(x) = p(low) p(details | low), low and details the orthonormal Haar transform of x. A flow of
-    dense couplings in the principal axes of the data makes the half-resolution image, which holds
-    what is global about it; a conditional Glow of convolutions makes the details. Both noises lie
-    on one grid of 4×4 blocks of pixels: the first 4C channels of z are those of the
-    half-resolution image, the others those of the details, each near the pixels that it moves.
-    x is not clamped. `ImageFlow.from_weights("fashion_flow")` gives the embedded prior.
+    p(x) = p(low) p(details | low), low and details the orthonormal Haar transform of x. An
+    autoregressive flow with transformers makes the half-resolution image, which holds what is
+    global about it; a conditional Glow of convolutions makes the details. Both noises lie on one
+    grid of 4×4 blocks of pixels: the first 4C channels of z are those of the half-resolution
+    image, the others those of the details, each near the pixels that it moves. x is not clamped.
+    `ImageFlow.from_weights("fashion_flow")` gives the embedded prior.
 
     Args:
-        hidden: width of the networks of the dense couplings.
-        couplings: number of dense couplings.
+        width: width of the transformers of the half-resolution image.
+        layers: layers of each transformer.
+        heads: attention heads of each layer; divides the width.
+        blocks: autoregressive maps, one transformer each.
+        patch: side of a token, in blocks of 4×4 pixels.
         features: channels of the features that the details read off the half-resolution image.
-        blocks: residual blocks that read them.
-        detail_hidden: width of the networks of the convolutional couplings.
+        reader_blocks: residual blocks that read them.
+        hidden: width of the networks of the convolutional couplings.
         steps: number of convolutional couplings.
-        image_shape: (C, H, W); H and W multiples of 4.
+        image_shape: (C, H, W); H and W multiples of 4 patch.
 
     Raises:
-        ValueError: a size is not positive, or the image size is not divisible by 4.
+        ValueError: a size is not positive, the heads do not divide the width, or the image size
+            is not divisible by 4 patch.
     """
 
     embedded = "fashion_flow"
 
     def __init__(
         self,
-        hidden: int = 256,
-        couplings: int = 8,
-        features: int = 48,
-        blocks: int = 2,
-        detail_hidden: int = 48,
-        steps: int = 6,
+        width: int = 120,
+        layers: int = 3,
+        heads: int = 4,
+        blocks: int = 4,
+        patch: int = 2,
+        features: int = 64,
+        reader_blocks: int = 3,
+        hidden: int = 64,
+        steps: int = 8,
         image_shape: Sequence[int] = (1, 32, 32),
     ) -> None:
         sizes = {
-            "hidden": hidden,
-            "couplings": couplings,
-            "features": features,
+            "width": width,
+            "layers": layers,
+            "heads": heads,
             "blocks": blocks,
-            "detail_hidden": detail_hidden,
+            "patch": patch,
+            "features": features,
+            "reader_blocks": reader_blocks,
+            "hidden": hidden,
             "steps": steps,
         }
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"ImageFlow.{name} must be >= 1, got {size}")
-        planes, height, width = image_shape
-        if height % 4 or width % 4:
+        if width % heads:
             raise ValueError(
-                f"ImageFlow.image_shape needs H and W divisible by 4, got {tuple(image_shape)}; "
-                "pad the images"
+                f"ImageFlow.heads must divide ImageFlow.width = {width}, got {heads}; try "
+                f"width={width // heads * heads or heads}"
             )
-        super().__init__((16 * planes, height // 4, width // 4), tuple(image_shape))
+        planes, rows, columns = image_shape
+        side = 4 * patch
+        if rows % side or columns % side:
+            raise ValueError(
+                f"ImageFlow.image_shape needs H and W divisible by {side}, got "
+                f"{tuple(image_shape)}; pad the images"
+            )
+        grid = (rows // 4, columns // 4)
+        super().__init__((16 * planes, *grid), tuple(image_shape))
         self.config = {**sizes, "image_shape": list(image_shape)}
-        self.low = DenseFlow(planes * height * width // 4, hidden, couplings)
-        self.details = DetailFlow(12 * planes, 4 * planes, features, blocks, detail_hidden, steps)
+        self.low = TokenFlow((4 * planes, *grid), patch, width, layers, heads, blocks)
+        self.details = DetailFlow(12 * planes, 4 * planes, features, reader_blocks, hidden, steps)
         self.freeze()
-
-    def _low_shape(self) -> tuple[int, int, int]:
-        planes, height, width = self.data_shape
-        return planes, height // 2, width // 2
 
     def forward(self, z: Tensor) -> Tensor:
         """Map noise to images.
@@ -86,9 +100,9 @@ class ImageFlow(Embedded, Prior):
             images about [-1, 1], (B, C, H, W).
         """
         split = self.data_shape[0] * 4
-        low = self.low(F.pixel_shuffle(z[:, :split], 2).flatten(1)).unflatten(1, self._low_shape())
-        details = self.details(z[:, split:], F.pixel_unshuffle(low, 2))
-        return inverse_haar(low, F.pixel_shuffle(details, 2))
+        low = self.low(z[:, :split])
+        details = self.details(z[:, split:], low)
+        return inverse_haar(F.pixel_shuffle(low, 2), F.pixel_shuffle(details, 2))
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The noise behind images.
@@ -99,12 +113,9 @@ class ImageFlow(Embedded, Prior):
         Returns:
             z with forward(z) = x, (B, *noise_shape), and the log-determinant of dz/dx, (B,).
         """
-        low, details = haar(x)
-        z_low, det_low = self.low.inverse(low.flatten(1))
-        z_details, det_details = self.details.inverse(
-            F.pixel_unshuffle(details, 2), F.pixel_unshuffle(low, 2)
-        )
-        z_low = F.pixel_unshuffle(z_low.unflatten(1, self._low_shape()), 2)
+        low, details = (F.pixel_unshuffle(part, 2) for part in haar(x))
+        z_low, det_low = self.low.inverse(low)
+        z_details, det_details = self.details.inverse(details, low)
         return torch.cat([z_low, z_details], 1), det_low + det_details
 
     def log_prob(self, x: Tensor) -> Tensor:

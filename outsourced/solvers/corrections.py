@@ -117,7 +117,8 @@ def smc(target: Target, n: int, candidates: int, least: float = 0.5) -> Draws:
     rounds, mixed = torch.zeros_like(total).long(), torch.zeros_like(total)
     for step in range(sampler.steps):
         k = torch.tensor([step], device=z.device)
-        z, ratio, _ = sampler.transition(z, k, rows, 0.0, target.noise(z))
+        choice = sampler.choices(len(z), target.generator, z)
+        z, ratio, _ = sampler.transition(z, k, rows, 0.0, target.noise(z), choice)
         if step == sampler.steps - 1:
             x, following = target.evaluate(z.unflatten(0, shape))
         else:

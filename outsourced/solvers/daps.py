@@ -12,8 +12,9 @@ from torch import Tensor
 from outsourced.posterior import Posterior
 from outsourced.solvers.diffusion_sampler import DiffusionSampler
 from outsourced.solvers.levels import levels
-from outsourced.solvers.moment import Moment
+from outsourced.solvers.moment import Moment, column
 from outsourced.solvers.prerequisites import check_counts
+from outsourced.solvers.step_sizes import step_sizes
 
 
 class DAPS(DiffusionSampler):
@@ -30,8 +31,9 @@ class DAPS(DiffusionSampler):
         steps: noise levels.
         ode_steps: network calls at each level.
         langevin_steps: steps at each level, one pass of the decoder each.
-        rate: size of a Langevin step; above 2 over the squared gain of A and D it diverges.
-        **loop: checkpointing, preview and preview_every of `DiffusionSampler`.
+        rate: size of a Langevin step, above 2 over the squared gain of A and D it diverges; by
+            default the one that was tuned for the prior, or the authors'.
+        **loop: strict, checkpointing, preview and preview_every of `DiffusionSampler`.
 
     Raises:
         ValueError: as of `DiffusionSampler`, or a number out of range.
@@ -47,14 +49,15 @@ class DAPS(DiffusionSampler):
         steps: int = 200,
         ode_steps: int = 5,
         langevin_steps: int = 50,
-        rate: float = 0.02,
+        rate: float | None = None,
         **loop: Any,
     ) -> None:
         super().__init__(posterior, steps, **loop)
         check_counts(ode_steps=ode_steps, langevin_steps=langevin_steps)
-        if rate <= 0:
-            raise ValueError(f"solver.rate must be > 0, got {rate}")
-        self.ode_steps, self.langevin_steps, self.rate = ode_steps, langevin_steps, rate
+        (self.rate,) = step_sizes(self.name, posterior, steps, rate=rate)
+        if self.rate == 0:
+            raise ValueError("solver.rate must be > 0, got 0")
+        self.ode_steps, self.langevin_steps = ode_steps, langevin_steps
 
     def step(self, z: Tensor, at: Moment) -> tuple[Tensor, Tensor]:
         """Denoise, move towards y, noise to the next level."""
@@ -72,7 +75,7 @@ class DAPS(DiffusionSampler):
         """Langevin steps from the anchor, whose precision is (signal / noise)²."""
         precision, beta = (at.now.signal / at.now.noise) ** 2, self.posterior.beta
         sigma = at.obs.sigma.reshape(-1, *[1] * (anchor.ndim - 1))
-        size = self.rate / (precision + beta / sigma**2)
+        size = column(self.rate, anchor) / (precision + beta / sigma**2)
         value = anchor
         for _ in range(self.langevin_steps):
             with torch.enable_grad():

@@ -41,11 +41,16 @@ class DiffusionSampler:
     Args:
         posterior: prior and task.
         steps: timesteps that are visited.
+        strict: end the run where a sample is not finite any more; else carry it on as NaN, and the
+            others as if it were not there.
         checkpointing: keep no activations of network, decoder and encoder for the backward pass,
             but compute them again: less memory, a third more time.
         preview: called as preview(step, estimate of x_0 (R, *data_shape)) with the R samples that
             are in memory, at every `preview_every`-th step and after the last.
         preview_every: steps between two previews.
+
+    Step sizes are numbers; set as attributes they may also be tensors (R,), one for each row of
+    `solve`, as a search over many at once does.
 
     Attributes:
         network_calls: evaluations of the network so far, one for each sample and call.
@@ -65,6 +70,7 @@ class DiffusionSampler:
         self,
         posterior: Posterior,
         steps: int,
+        strict: bool = True,
         checkpointing: bool = False,
         preview: Preview | None = None,
         preview_every: int = 50,
@@ -72,7 +78,8 @@ class DiffusionSampler:
         check_problem(type(self), posterior)
         check_steps(posterior.prior, steps)
         check_counts(preview_every=preview_every)
-        self.posterior, self.steps, self.checkpointing = posterior, steps, checkpointing
+        self.posterior, self.steps = posterior, steps
+        self.strict, self.checkpointing = strict, checkpointing
         self.preview, self.preview_every = preview, preview_every
         self.network_calls = 0
 
@@ -122,7 +129,7 @@ class DiffusionSampler:
 
         Raises:
             ValueError: when n < 1 or the observations do not fit the task.
-            Diverged: a sample is not finite any more.
+            Diverged: a sample is not finite any more, and `strict`.
         """
         check_request(obs, n)
         self.task.check(obs)
@@ -153,7 +160,7 @@ class DiffusionSampler:
         """Carry given noise (R, *noise_shape) to samples (R, *data_shape) of R observations.
 
         Raises:
-            Diverged: a sample is not finite any more.
+            Diverged: a sample is not finite any more, and `strict`.
         """
         rows = range(0, len(z), self.posterior.chunk)
         with tqdm(total=len(rows) * self.steps, disable=not progress, desc=self.name) as bar:
@@ -166,12 +173,8 @@ class DiffusionSampler:
         grid = levels(self.prior, self.steps)
         for now, after in pairwise(grid):
             z, image = self.step(z, Moment(now, after, obs, generator))
-            broken = len(z) - int(z.isfinite().flatten(1).all(1).sum())
-            if broken:
-                raise Diverged(
-                    f"solver {self.name} diverged at step {now.index + 1} of {self.steps}, in "
-                    f"{broken} of {len(z)} samples; lower its step sizes"
-                )
+            if self.strict:
+                self._check(z, now)
             if self.preview is not None and now.index % self.preview_every == 0:
                 self.preview(now.index, image)
             if not bar.disable:
@@ -182,6 +185,14 @@ class DiffusionSampler:
         if self.preview is not None:
             self.preview(self.steps, x)
         return x
+
+    def _check(self, z: Tensor, now: Level) -> None:
+        broken = len(z) - int(z.isfinite().flatten(1).all(1).sum())
+        if broken:
+            raise Diverged(
+                f"solver {self.name} diverged at step {now.index + 1} of {self.steps}, in "
+                f"{broken} of {len(z)} samples; lower its step sizes"
+            )
 
     def residual(self, x: Tensor, obs: Observation) -> Tensor:
         """Root-mean-square residual of images in units of sigma, (R,)."""

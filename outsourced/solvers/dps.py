@@ -21,11 +21,12 @@ class DPS(DiffusionSampler):
 
     Args:
         posterior: a pixel diffusion or flow, and a measurement.
-        omega: step size; the published one of the task by default.
+        omega: step size; by default the one that was tuned for the prior, or published for the
+            task.
         steps: timesteps.
         eta: 1 is DDPM's step, 0 is DDIM's.
         clip: clamp x̂_0 to [-1, 1], as the authors do; a clamped pixel has no gradient.
-        **loop: checkpointing, preview and preview_every of `DiffusionSampler`.
+        **loop: strict, checkpointing, preview and preview_every of `DiffusionSampler`.
 
     Raises:
         ValueError: as of `DiffusionSampler`, or no published step size.
@@ -44,7 +45,7 @@ class DPS(DiffusionSampler):
         **loop: Any,
     ) -> None:
         super().__init__(posterior, steps, **loop)
-        (self.omega,) = step_sizes(self.name, self.task, omega=omega)
+        (self.omega,) = step_sizes(self.name, posterior, steps, omega=omega)
         self.eta, self.clip = check_eta(eta), clip
 
     def estimate(self, z: Tensor, level: Level) -> tuple[Tensor, Tensor]:

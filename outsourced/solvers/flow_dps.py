@@ -10,8 +10,9 @@ from torch import Tensor
 
 from outsourced.posterior import Posterior
 from outsourced.solvers.diffusion_sampler import DiffusionSampler
-from outsourced.solvers.moment import Moment
+from outsourced.solvers.moment import Moment, column
 from outsourced.solvers.prerequisites import check_counts
+from outsourced.solvers.step_sizes import step_sizes
 from outsourced.tasks.base import Observation
 
 
@@ -25,10 +26,11 @@ class FlowDPS(DiffusionSampler):
 
     Args:
         posterior: a flow-matching prior in latents or pixels, and a measurement.
-        omega: step size; the authors' 15 is for Stable Diffusion 3 at 768 px.
+        omega: step size; by default the one that was tuned for the prior, or the authors' 15, which
+            is for Stable Diffusion 3 at 768 px.
         steps: timesteps.
         iterations: gradient steps at each, one pass of the decoder each.
-        **loop: checkpointing, preview and preview_every of `DiffusionSampler`.
+        **loop: strict, checkpointing, preview and preview_every of `DiffusionSampler`.
 
     Raises:
         ValueError: as of `DiffusionSampler`, or a number out of range.
@@ -41,16 +43,15 @@ class FlowDPS(DiffusionSampler):
     def __init__(
         self,
         posterior: Posterior,
-        omega: float = 15.0,
+        omega: float | None = None,
         steps: int = 28,
         iterations: int = 3,
         **loop: Any,
     ) -> None:
         super().__init__(posterior, steps, **loop)
         check_counts(iterations=iterations)
-        if omega < 0:
-            raise ValueError(f"solver.omega must be >= 0, got {omega}")
-        self.omega, self.iterations = omega, iterations
+        (self.omega,) = step_sizes(self.name, posterior, steps, omega=omega)
+        self.iterations = iterations
 
     def step(self, z: Tensor, at: Moment) -> tuple[Tensor, Tensor]:
         """Pulled towards y and partly noised anew."""
@@ -67,5 +68,5 @@ class FlowDPS(DiffusionSampler):
                 leaf = clean.detach().requires_grad_()
                 distance = self.distance(self.decode(leaf), obs)
                 (gradient,) = torch.autograd.grad(distance.sum(), leaf)
-            clean = clean - self.omega * gradient
+            clean = clean - column(self.omega, clean) * gradient
         return clean

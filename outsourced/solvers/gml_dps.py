@@ -21,11 +21,12 @@ class GMLDPS(DiffusionSampler):
 
     Args:
         posterior: a latent diffusion or flow, and a measurement.
-        omega: weight of the residual; the published one of the task by default.
-        gamma: weight of the fixed point; the published one of the task by default.
+        omega: weight of the residual; by default the one that was tuned for the prior, or published
+            for the task.
+        gamma: weight of the fixed point; likewise.
         steps: timesteps.
         eta: 0 is DDIM's step, 1 is DDPM's.
-        **loop: checkpointing, preview and preview_every of `DiffusionSampler`.
+        **loop: strict, checkpointing, preview and preview_every of `DiffusionSampler`.
 
     Raises:
         ValueError: as of `DiffusionSampler`, or no published step size.
@@ -43,7 +44,7 @@ class GMLDPS(DiffusionSampler):
         **loop: Any,
     ) -> None:
         super().__init__(posterior, steps, **loop)
-        self.omega, self.gamma = step_sizes(self.name, self.task, omega=omega, gamma=gamma)
+        self.omega, self.gamma = step_sizes(self.name, posterior, steps, omega=omega, gamma=gamma)
         self.eta = check_eta(eta)
 
     def step(self, z: Tensor, at: Moment) -> tuple[Tensor, Tensor]:

@@ -20,10 +20,11 @@ class LatentDPS(DiffusionSampler):
 
     Args:
         posterior: a latent diffusion or flow, and a measurement.
-        omega: step size; the published one of the task by default.
+        omega: step size; by default the one that was tuned for the prior, or published for the
+            task.
         steps: timesteps.
         eta: 0 is DDIM's step, 1 is DDPM's.
-        **loop: checkpointing, preview and preview_every of `DiffusionSampler`.
+        **loop: strict, checkpointing, preview and preview_every of `DiffusionSampler`.
 
     Raises:
         ValueError: as of `DiffusionSampler`, or no published step size.
@@ -40,7 +41,7 @@ class LatentDPS(DiffusionSampler):
         **loop: Any,
     ) -> None:
         super().__init__(posterior, steps, **loop)
-        (self.omega,) = step_sizes(self.name, self.task, omega=omega)
+        (self.omega,) = step_sizes(self.name, posterior, steps, omega=omega)
         self.eta = check_eta(eta)
 
     def step(self, z: Tensor, at: Moment) -> tuple[Tensor, Tensor]:

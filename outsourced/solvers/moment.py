@@ -39,6 +39,11 @@ class Moment:
         return int(torch.randint(2**62, (), generator=self.generator, device=device))
 
 
+def column(size: float | Tensor, like: Tensor) -> float | Tensor:
+    """A step size, shaped to broadcast over `like` (R, ...) where each row has its own (R,)."""
+    return size.reshape(-1, *[1] * (like.ndim - 1)) if isinstance(size, Tensor) else size
+
+
 def norms(value: Tensor) -> Tensor:
     """Euclidean norm of each sample, (R, ...) to (R,)."""
     return torch.linalg.vector_norm(value.flatten(1), dim=1)

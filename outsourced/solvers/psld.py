@@ -31,12 +31,12 @@ class PSLD(DiffusionSampler):
     Args:
         posterior: a latent diffusion or flow, and a linear measurement.
         variant: `paper` or `official`.
-        omega: weight of the residual; the published one of the task by default, which exists for
-            `official` only.
+        omega: weight of the residual; by default the one that was tuned for the prior, or published
+            for the task, which exists for `official` only.
         gamma: weight of the gluing term; likewise.
         steps: timesteps.
         eta: 0 is DDIM's step, 1 is DDPM's.
-        **loop: checkpointing, preview and preview_every of `DiffusionSampler`.
+        **loop: strict, checkpointing, preview and preview_every of `DiffusionSampler`.
 
     Raises:
         ValueError: as of `DiffusionSampler`, an unknown variant, no published step size, or no
@@ -60,8 +60,8 @@ class PSLD(DiffusionSampler):
             raise ValueError(f"solver.variant must be one of {VARIANTS}, got {variant!r}")
         super().__init__(posterior, steps, **loop)
         self.official = variant == "official"
-        name = self.name if self.official else "psld with variant=paper"
-        self.omega, self.gamma = step_sizes(name, self.task, omega=omega, gamma=gamma)
+        name = self.name if self.official else "psld_paper"
+        self.omega, self.gamma = step_sizes(name, posterior, steps, omega=omega, gamma=gamma)
         self.eta = check_eta(eta)
         if self.official:
             self.transpose(torch.zeros(1, *self.task.measurement_shape))

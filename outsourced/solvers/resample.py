@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 from outsourced.posterior import Posterior
 from outsourced.solvers.diffusion_sampler import DiffusionSampler, Network
 from outsourced.solvers.levels import ancestral_variance
-from outsourced.solvers.moment import Moment
+from outsourced.solvers.moment import Moment, column
 from outsourced.solvers.prerequisites import check_counts, check_eta
+from outsourced.solvers.step_sizes import step_sizes
 from outsourced.tasks.base import Observation
 
 PIXEL_RATE, LATENT_RATE = 1e-2, 5e-3  # of Adam, as the authors'
@@ -31,10 +31,10 @@ class ReSample(DiffusionSampler):
         steps: timesteps.
         every: steps between two fits.
         gamma: variance of a fit about the guided state, in units of DDPM's posterior variance.
-        omega: step size of the guidance.
+        omega: step size of the guidance; both are by default the tuned or the authors' ones.
         iterations: most steps of Adam in a fit.
         eta: 0 is DDIM's step, 1 is DDPM's.
-        **loop: checkpointing, preview and preview_every of `DiffusionSampler`.
+        **loop: strict, checkpointing, preview and preview_every of `DiffusionSampler`.
 
     Raises:
         ValueError: as of `DiffusionSampler`, or a number out of range.
@@ -47,17 +47,19 @@ class ReSample(DiffusionSampler):
         posterior: Posterior,
         steps: int = 500,
         every: int = 10,
-        gamma: float = 40.0,
-        omega: float = 0.5,
+        gamma: float | None = None,
+        omega: float | None = None,
         iterations: int = 200,
         eta: float = 0.0,
         **loop: Any,
     ) -> None:
         super().__init__(posterior, steps, **loop)
         check_counts(every=every, iterations=iterations)
-        if gamma <= 0 or omega < 0:
-            raise ValueError(f"solver.gamma must be > 0 and omega >= 0, got {gamma} and {omega}")
-        self.every, self.gamma, self.omega, self.iterations = every, gamma, omega, iterations
+        given = {"gamma": gamma, "omega": omega}
+        self.gamma, self.omega = step_sizes(self.name, posterior, steps, **given)
+        if self.gamma == 0:
+            raise ValueError("solver.gamma must be > 0, got 0")
+        self.every, self.iterations = every, iterations
         self.eta = check_eta(eta)
 
     def step(self, z: Tensor, at: Moment) -> tuple[Tensor, Tensor]:
@@ -80,10 +82,10 @@ class ReSample(DiffusionSampler):
 
     def resample(self, clean: Tensor, moved: Tensor, at: Moment) -> Tensor:
         """A draw of N(signal clean, noise²) times N(moved, gamma times the ancestral variance)."""
-        spread, noise = self.gamma * ancestral_variance(at.now, at.after), at.after.noise**2
-        share = spread / (spread + noise)
+        spread = column(self.gamma, clean) * ancestral_variance(at.now, at.after)
+        share = spread / (spread + at.after.noise**2)
         mean = share * at.after.signal * clean + (1 - share) * moved
-        return mean + math.sqrt(share * noise) * at.normal(mean)
+        return mean + at.after.noise * share**0.5 * at.normal(mean)
 
     def fit(self, start: Tensor, image_of: Network, obs: Observation, rate: float) -> Tensor:
         """Lower ‖y - A image_of(value)‖ by Adam, each sample until its residual is sigma."""

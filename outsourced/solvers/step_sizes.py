@@ -1,19 +1,31 @@
-"""Published step sizes of diffusion samplers, by the name of the task.
+"""Step sizes of diffusion samplers that are not given: tuned for a prior, or published for a task.
 
 DPS: Chung et al., 2023, arXiv 2209.14687, appendix D. PSLD: Rout et al., 2023, arXiv 2307.00619,
 settings of the authors' code for Stable Diffusion 1.5 at 512 px; they run latent DPS and GML-DPS
-with the same. They belong to those priors and image sizes: other ones want a search, see
-`benchmarks/tune_solvers.py`.
+with the same. DAPS, ReSample and FlowDPS: see their modules. They belong to those priors and image
+sizes: other ones want a search. What `benchmarks/tune_solvers.py` found for the embedded priors at
+sigma = 0.05 lies in `tuned.json`, by prior, method, task and number of steps.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from outsourced.posterior import Posterior
 from outsourced.tasks.masks import RandomPixels
 from outsourced.tasks.measurement import Measurement
 
+Sizes = Mapping[str, float]
+TUNED = Path(__file__).with_name("tuned.json")
+ANY = "any task"
+# Guidance adds up over the steps, so that more of them want shorter ones; not so a variance or a
+# rate.
+FREE_OF_STEPS = ("resample", "daps")
 _STRONG, _WEAK = {"omega": 1.0, "gamma": 0.1}, {"omega": 0.1, "gamma": 0.01}
 _LATENT = {
     "inpaint_box": _WEAK,
@@ -21,7 +33,7 @@ _LATENT = {
     "superres": _STRONG,
     "blur": _STRONG,
 }
-PUBLISHED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
+PUBLISHED: Mapping[str, Mapping[str, Sizes]] = {
     "dps": {
         "inpaint_box": {"omega": 0.5},
         "inpaint_pixels": {"omega": 0.5},
@@ -32,6 +44,9 @@ PUBLISHED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "latent_dps": {task: {"omega": sizes["omega"]} for task, sizes in _LATENT.items()},
     "gml_dps": _LATENT,
     "psld": _LATENT,
+    "resample": {ANY: {"omega": 0.5, "gamma": 40.0}},
+    "daps": {ANY: {"rate": 0.02}},
+    "flow_dps": {ANY: {"omega": 15.0}},
 }
 _OPERATORS = {
     "Inpainting": "inpaint_box",
@@ -51,18 +66,24 @@ def task_name(task: Measurement) -> str:
     return _OPERATORS.get(name, name)
 
 
-def step_sizes(method: str, task: Any, **given: float | None) -> tuple[float, ...]:
-    """The step sizes that were given, and published ones in place of None.
+def step_sizes(
+    method: str, posterior: Posterior, steps: int, **given: float | None
+) -> tuple[float, ...]:
+    """The step sizes that were given, and tuned or else published ones in place of None.
 
     Args:
         method: name of the sampler.
-        task: a measurement.
+        posterior: prior and measurement.
+        steps: timesteps; of the numbers of steps that were tuned, the nearest ratio counts.
         **given: step sizes by name.
 
     Raises:
-        ValueError: one is missing that nobody published, or is negative.
+        ValueError: one is missing that is neither tuned nor published, or one is negative.
     """
-    known = PUBLISHED.get(method, {}).get(task_name(task), {})
+    task: Any = posterior.task
+    published = PUBLISHED.get(method, {})
+    known = {**published.get(ANY, {}), **published.get(task_name(task), {})}
+    known |= tuned(method, posterior, steps)
     for name, value in given.items():
         if value is None and name not in known:
             raise ValueError(
@@ -72,3 +93,22 @@ def step_sizes(method: str, task: Any, **given: float | None) -> tuple[float, ..
         if value is not None and value < 0:
             raise ValueError(f"solver.{name} must be >= 0, got {value}")
     return tuple(known[name] if value is None else value for name, value in given.items())
+
+
+def tuned(method: str, posterior: Posterior, steps: int) -> Sizes:
+    """What a search found for the posterior's prior and task, in proportion where it was for
+    another number of steps; empty where there was none."""
+    task: Any = posterior.task
+    of_prior = _table().get(getattr(posterior.prior, "path", ""), {})
+    found = of_prior.get(method, {}).get(task_name(task), {})
+    if not found:
+        return {}
+    nearest = min(found, key=lambda known: abs(math.log(int(known) / steps)))
+    scale = 1.0 if method in FREE_OF_STEPS else int(nearest) / steps
+    return {name: scale * size for name, size in found[nearest].items()}
+
+
+@cache
+def _table() -> dict[str, dict[str, dict[str, dict[str, Sizes]]]]:
+    table: dict[str, dict[str, dict[str, dict[str, Sizes]]]] = json.loads(TUNED.read_text())
+    return table

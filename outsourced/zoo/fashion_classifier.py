@@ -7,10 +7,8 @@ they differ in architecture, seed and order of the images.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from outsourced.allocator import keep_freed_memory
 from outsourced.classifiers import Classifier, FashionClassifier, FashionFeatures
 from outsourced.data import FASHION_CLASSES, load_fashion_mnist, to_model_range
 from outsourced.weights import ZOO_WEIGHTS
+from outsourced.zoo.recipe import metadata, recipe_parser, settings, start
 
 # Class, its sizes and its seed.
 RECIPES: dict[str, tuple[type[Classifier], dict[str, Any], int]] = {
@@ -47,12 +45,14 @@ def augment(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
         images of the same shape.
     """
     count, _, height, width = x.shape
-    padded = F.pad(x, (shift,) * 4, value=-1.0)
-    offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=generator)
-    rows, columns = torch.arange(height) + offsets[0], torch.arange(width) + offsets[1]
-    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    padded, device = F.pad(x, (shift,) * 4, value=-1.0), x.device
+    draws = {"generator": generator, "device": device}
+    offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), **draws)
+    rows = torch.arange(height, device=device) + offsets[0]
+    columns = torch.arange(width, device=device) + offsets[1]
+    mirrored = torch.rand(count, 1, **draws) < 0.5
     columns = torch.where(mirrored, columns.flip(1), columns)
-    batch = torch.arange(count)[:, None, None]
+    batch = torch.arange(count, device=device)[:, None, None]
     # Advanced indices around a slice put the channels last.
     return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -89,19 +89,21 @@ def train(
     """
     from tqdm import trange
 
-    generator = torch.Generator().manual_seed(seed)
+    device = network.head.weight.device
+    generator = torch.Generator(device).manual_seed(seed)
     network.requires_grad_(True).to(memory_format=torch.channels_last)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02)
-    x_all, per_epoch = to_model_range(images), len(images) // batch
+    x_all, labels = to_model_range(images).to(device), labels.to(device)
+    per_epoch = len(images) // batch
     progress = trange(epochs * per_epoch, unit="step", mininterval=2)
     for step in progress:
         if step % per_epoch == 0:
-            order = torch.randperm(len(images), generator=generator)
+            order = torch.randperm(len(images), generator=generator, device=device)
         picked = order[step % per_epoch * batch :][:batch]
         x = augment(x_all[picked], 2, generator).contiguous(memory_format=torch.channels_last)
         optimizer.param_groups[0]["lr"] = rate_at((step + 1) / len(progress), rate)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             logits = network(x)
         loss = F.cross_entropy(logits.float(), labels[picked])
         optimizer.zero_grad(set_to_none=True)
@@ -150,28 +152,23 @@ def evaluate(network: Classifier, images: Tensor, labels: Tensor) -> dict[str, s
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = recipe_parser(__doc__, None)
     parser.add_argument("--which", choices=sorted(RECIPES), default="fashion_classifier")
-    parser.add_argument("--out", type=Path, help="weights file; by default the embedded one")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, help="by default that of the embedded network")
-    parser.add_argument("--folder", help="where the full data set lies")
     parser.add_argument("--evaluate", action="store_true", help="print the card's rows of --out")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    keep_freed_memory()
     kind, sizes, seed = RECIPES[args.which]
     out = args.out or ZOO_WEIGHTS / f"{args.which}.safetensors"
     seed = seed if args.seed is None else args.seed
+    device = start(args, seed)
     if not args.evaluate:
         images, labels = load_fashion_mnist("train", args.folder)
-        torch.manual_seed(seed)
-        trained = train(kind(**sizes), images, labels, args.epochs, args.batch, args.rate, seed)
-        recipe = {name: getattr(args, name) for name in ("epochs", "batch", "rate")}
-        recipe |= {"seed": seed}
-        trained.save_weights(out, {name: str(value) for name, value in recipe.items()})
+        recipe = {**settings(args, ("epochs", "batch", "rate")), "seed": seed}
+        trained = train(kind(**sizes).to(device), images, labels, **recipe)
+        trained.save_weights(out, metadata(recipe, device))
         print(f"wrote {out}")
     images, labels = load_fashion_mnist("test", args.folder)
     for name, value in evaluate(kind.from_weights(out), to_model_range(images), labels).items():

@@ -2,13 +2,11 @@
 
 Maximum likelihood of uniformly dequantised images with a little Gaussian noise: without the
 noise a flow spends itself on the exact black of the background. The density factorises, so the
-half-resolution image and the details given it are fitted one after the other, the cheap first
-part for more epochs.
+half-resolution image and the details given it are fitted one after the other.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from outsourced.allocator import keep_freed_memory
 from outsourced.classifiers import FashionFeatures
 from outsourced.data import load_fashion_mnist, to_model_range
 from outsourced.priors.flow import ImageFlow
 from outsourced.priors.flow_networks import haar
-from outsourced.weights import ZOO_WEIGHTS
 from outsourced.zoo.quality import Judge, blurred, draw, noisy, sampling_seconds, save_samples
+from outsourced.zoo.recipe import metadata, recipe_parser, settings, start
 
 BIN = 2 / 255  # width of one grey level on [-1, 1]
 
@@ -34,14 +31,15 @@ def dequantise(x: Tensor, generator: torch.Generator, noise: float = 0.0) -> Ten
 
     Args:
         x: images on the 256 levels of [-1, 1], (B, C, H, W).
-        generator: source of the draws.
+        generator: source of the draws, on the device of the images.
         noise: standard deviation of the Gaussian, in units of [-1, 1] images.
 
     Returns:
         (B, C, H, W).
     """
-    x = x + BIN * (torch.rand(x.shape, generator=generator) - 0.5)
-    return x + noise * torch.randn(x.shape, generator=generator)
+    draws = {"generator": generator, "device": generator.device}
+    x = x + BIN * (torch.rand(x.shape, **draws) - 0.5)
+    return x + noise * torch.randn(x.shape, **draws)
 
 
 def bits_per_dimension(flow: ImageFlow, x: Tensor, generator: torch.Generator) -> float:
@@ -58,8 +56,8 @@ def bits_per_dimension(flow: ImageFlow, x: Tensor, generator: torch.Generator) -
 
 def low_loss(flow: ImageFlow, x: Tensor) -> Tensor:
     """Negative log-density of the half-resolution images, nats an entry without constant."""
-    z, log_det = flow.low.inverse(haar(x)[0].flatten(1))
-    return (0.5 * z.square().sum(1) - log_det).mean() / z[0].numel()
+    z, log_det = flow.low.inverse(F.pixel_unshuffle(haar(x)[0], 2))
+    return (0.5 * z.square().flatten(1).sum(1) - log_det).mean() / z[0].numel()
 
 
 def details_loss(flow: ImageFlow, x: Tensor) -> Tensor:
@@ -67,14 +65,6 @@ def details_loss(flow: ImageFlow, x: Tensor) -> Tensor:
     low, details = haar(x)
     z, log_det = flow.details.inverse(F.pixel_unshuffle(details, 2), F.pixel_unshuffle(low, 2))
     return (0.5 * z.square().flatten(1).sum(1) - log_det).mean() / z[0].numel()
-
-
-def use_bfloat16(part: nn.Module) -> None:
-    """Run the networks inside the invertible layers, and only them, in bfloat16."""
-    for module in part.modules():
-        if isinstance(module, nn.Sequential):
-            cast_forward = torch.autocast("cpu", torch.bfloat16)(module.forward)
-            module.forward = cast_forward  # type: ignore[method-assign]
 
 
 def fit(
@@ -85,9 +75,10 @@ def fit(
     batch: int,
     rate: float,
     noise: float,
+    weight_decay: float,
     generator: torch.Generator,
 ) -> None:
-    """Minimise a loss with Adam, warm-up and cosine decay; leave the averaged weights in place.
+    """Minimise a loss with AdamW, warm-up and cosine decay; leave the averaged weights in place.
 
     Args:
         part: the module whose parameters are fitted.
@@ -97,6 +88,7 @@ def fit(
         batch: images a step.
         rate: peak learning rate.
         noise: standard deviation of the added noise.
+        weight_decay: of AdamW.
         generator: source of the order and the noise.
     """
     from tqdm import trange
@@ -106,12 +98,11 @@ def fit(
     # The average forgets within a twentieth of the training, whatever its length.
     decay = 1 - 20 / max(epochs * per_epoch, 40)
     average = AveragedModel(part, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    use_bfloat16(part)
-    optimizer = torch.optim.Adam(part.parameters(), lr=rate)
+    optimizer = torch.optim.AdamW(part.parameters(), lr=rate, weight_decay=weight_decay)
     progress = trange(epochs * per_epoch, unit="step", mininterval=5)
     for step in progress:
         if step % per_epoch == 0:
-            order = torch.randperm(len(x_all), generator=generator)
+            order = torch.randperm(len(x_all), generator=generator, device=x_all.device)
         start = (step % per_epoch) * batch
         x = dequantise(x_all[order[start : start + batch]], generator, noise)
         done = (step + 1) / (len(progress) + 1)
@@ -126,8 +117,6 @@ def fit(
         if step % 50 == 0:
             progress.set_postfix(loss=f"{loss.item():.4f}")
     part.load_state_dict(average.module.state_dict())
-    for module in part.modules():
-        module.__dict__.pop("forward", None)
 
 
 def train(
@@ -138,6 +127,7 @@ def train(
     batch: int,
     rate: float,
     noise: float,
+    weight_decay: float,
     seed: int,
 ) -> ImageFlow:
     """Fit the half-resolution image, then the details given it.
@@ -150,16 +140,18 @@ def train(
         batch: images a step.
         rate: peak learning rate.
         noise: standard deviation of the noise added to the images.
+        weight_decay: of AdamW.
         seed: seed of the order and of all noise.
 
     Returns:
         the flow, frozen, with averaged weights.
     """
-    generator = torch.Generator().manual_seed(seed)
+    device = flow.low.mean.device
+    x_all, generator = x_all.to(device), torch.Generator(device).manual_seed(seed)
     low, details = haar(dequantise(x_all, generator, noise))
-    flow.low.set_statistics(low.flatten(1))
+    flow.low.set_statistics(F.pixel_unshuffle(low, 2))
     flow.details.set_statistics(F.pixel_unshuffle(details, 2))
-    common = (batch, rate, noise, generator)
+    common = (batch, rate, noise, weight_decay, generator)
     fit(flow.low, lambda x: low_loss(flow, x), x_all, low_epochs, *common)
     fit(flow.details, lambda x: details_loss(flow, x), x_all, epochs, *common)
     flow.freeze()
@@ -199,32 +191,29 @@ def print_card_rows(weights: Path, folder: str | None, n: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ZOO_WEIGHTS / "fashion_flow.safetensors")
-    parser.add_argument("--low-epochs", type=int, default=40)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--batch", type=int, default=250)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser = recipe_parser(__doc__, "fashion_flow.safetensors")
+    parser.add_argument("--low-epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=500)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--noise", type=float, default=0.03)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", help="where the full data set lies")
     parser.add_argument("--evaluate", action="store_true", help="print the card's rows of --out")
     parser.add_argument("--n", type=int, default=5000, help="with --evaluate: samples to judge")
     parser.add_argument("--sheet", type=Path, help="with --evaluate: PNG of samples to write")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    device = start(args, args.seed)
     if args.evaluate:
         if args.sheet is not None:
             save_samples(draw(ImageFlow.from_weights(args.out), 128, seed=0), args.sheet)
         print_card_rows(args.out, args.folder, args.n)
         return
     images, _ = load_fashion_mnist("train", args.folder)
-    torch.manual_seed(args.seed)
-    names = ("low_epochs", "epochs", "batch", "rate", "noise", "seed")
-    recipe = {name: getattr(args, name) for name in names}
-    trained = train(ImageFlow(), to_model_range(images), **recipe)
-    trained.save_weights(args.out, {name: str(value) for name, value in recipe.items()})
+    names = ("low_epochs", "epochs", "batch", "rate", "noise", "weight_decay", "seed")
+    recipe = settings(args, names)
+    trained = train(ImageFlow().to(device), to_model_range(images), **recipe)
+    trained.save_weights(args.out, metadata(recipe, device))
     print(f"wrote {args.out}")
 
 

@@ -10,20 +10,17 @@ per image instead of per batch).
 
 from __future__ import annotations
 
-import argparse
 import math
-from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from outsourced.allocator import keep_freed_memory
 from outsourced.data import load_fashion_mnist, to_model_range
 from outsourced.metrics import psnr
 from outsourced.priors.hvae import HVAE
-from outsourced.weights import ZOO_WEIGHTS
+from outsourced.zoo.recipe import metadata, recipe_parser, settings, start
 
 WARM_UP = 0.25  # share of the training
 
@@ -45,9 +42,10 @@ def elbo_terms(
     """
 
     def draw(mean: Tensor, log_std: Tensor) -> Tensor:
-        return mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return mean + log_std.exp() * noise
 
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
         decoded, terms = hvae.infer(x, draw)
     kl = [
         (0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std).flatten(1).sum(1)
@@ -76,7 +74,8 @@ def objective(error: Tensor, kl: Tensor, sigma: float, weight: Tensor, free: flo
 def level_weights(hvae: HVAE, done: float) -> Tensor:
     """Price of each level's nats, (levels,), when the share `done` of the training is over."""
     ramp = min(1.0, 0.1 + 0.9 * done / WARM_UP)
-    return torch.tensor([ramp if side == 1 else 1.0 for _, _, side in hvae.shapes])
+    prices = [ramp if side == 1 else 1.0 for _, _, side in hvae.shapes]
+    return torch.tensor(prices, device=hvae.start.device)
 
 
 def train(
@@ -98,15 +97,16 @@ def train(
     """
     from tqdm import trange
 
-    generator = torch.Generator().manual_seed(seed)
+    device = hvae.start.device
+    generator = torch.Generator(device).manual_seed(seed)
     hvae.requires_grad_(True)
     hvae.to(memory_format=torch.channels_last)
     average = AveragedModel(hvae, multi_avg_fn=get_ema_multi_avg_fn(0.999))
     optimizer = torch.optim.Adam(hvae.parameters(), lr=rate)
-    x_all = to_model_range(images)
+    x_all = to_model_range(images).to(device)
     progress = trange(steps, unit="step", mininterval=5)
     for step in progress:
-        x = x_all[torch.randint(len(x_all), (batch,), generator=generator)]
+        x = x_all[torch.randint(len(x_all), (batch,), generator=generator, device=device)]
         done = step / steps
         # The first steps are short: the spread of the untrained posteriors makes large gradients.
         optimizer.param_groups[0]["lr"] = (
@@ -165,29 +165,25 @@ def evaluate(hvae: HVAE, test: Tensor) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ZOO_WEIGHTS / "fashion_hvae.safetensors")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=128)
+    parser = recipe_parser(__doc__, "fashion_hvae.safetensors")
+    parser.add_argument("--steps", type=int, default=14000)
+    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--sigma", type=float, default=0.25)
     parser.add_argument("--free", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", help="where the full data set lies")
     parser.add_argument("--evaluate", action="store_true", help="print the card's rows of --out")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    device = start(args, args.seed)
     if args.evaluate:
         test = to_model_range(load_fashion_mnist("test", args.folder)[0])
         for name, value in evaluate(HVAE.from_weights(args.out), test).items():
             print(f"| {name} | {value} |")
         return
     images, _ = load_fashion_mnist("train", args.folder)
-    torch.manual_seed(args.seed)
-    recipe = {name: getattr(args, name) for name in ("steps", "batch", "rate", "free", "seed")}
-    trained = train(HVAE(sigma=args.sigma), images, **recipe)
-    trained.save_weights(args.out, {name: str(value) for name, value in recipe.items()})
+    recipe = settings(args, ("steps", "batch", "rate", "free", "seed"))
+    trained = train(HVAE(sigma=args.sigma).to(device), images, **recipe)
+    trained.save_weights(args.out, metadata(recipe, device))
     print(f"wrote {args.out}")
 
 

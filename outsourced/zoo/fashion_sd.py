@@ -10,7 +10,6 @@ prediction loss (Ho et al., 2020, arXiv 2006.11239) with min-SNR weights (Hang e
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from outsourced.allocator import keep_freed_memory
 from outsourced.classifiers import FashionFeatures
 from outsourced.data import FASHION_CLASSES, load_fashion_mnist, to_model_range
 from outsourced.metrics import psnr
 from outsourced.priors import LatentDiffusionPrior
-from outsourced.weights import ZOO_WEIGHTS
 from outsourced.zoo.captions import LONGEST, caption, draw_captions, prompt_table, tokenizer
 from outsourced.zoo.quality import draw
+from outsourced.zoo.recipe import recipe_parser, start
 
 LATENT, CLIP_SNR = 4, 5.0
 
@@ -135,15 +133,15 @@ def train_autoencoder(
     x_all: Tensor, steps: int, batch: int, rate: float, kl_weight: float, seed: int
 ) -> Any:
     """Least absolute error with a faint KL, which keeps the latents smooth and bounded."""
-    generator = torch.Generator().manual_seed(seed)
-    vae = autoencoder().to(memory_format=torch.channels_last)
+    device = x_all.device
+    generator = torch.Generator(device).manual_seed(seed)
+    vae = autoencoder().to(device, memory_format=torch.channels_last)
     average = averaged(vae, 0.998, steps)
     for step, progress in updates(vae, average, steps, rate):
-        rows = torch.randint(len(x_all), (batch,), generator=generator)
-        x = x_all[rows]
-        with torch.autocast("cpu", torch.bfloat16):
+        x = x_all[torch.randint(len(x_all), (batch,), generator=generator, device=device)]
+        with torch.autocast(device.type, torch.bfloat16):
             code = vae.encode(x).latent_dist
-            noise = torch.randn(code.mean.shape, generator=generator)
+            noise = torch.randn(code.mean.shape, generator=generator, device=device)
             decoded = vae.decode(code.mean + code.std * noise).sample
         error = (decoded.float() - x).abs().mean()
         kl = 0.5 * (code.mean**2 + code.var - 1 - code.logvar).float().mean()
@@ -156,7 +154,7 @@ def train_autoencoder(
 @torch.no_grad()
 def encode_all(vae: Any, x_all: Tensor) -> Tensor:
     """Means of the codes of all images, scaled to unit variance by `vae.config.scaling_factor`."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x_all.device.type, torch.bfloat16):
         codes = [vae.encode(x).latent_dist.mean.float() for x in x_all.split(500)]
     code = torch.cat(codes)
     vae.register_to_config(scaling_factor=1 / code.std().item())
@@ -171,18 +169,20 @@ def train_denoiser(
     Returns:
         averaged U-Net and text encoder.
     """
-    generator = torch.Generator().manual_seed(seed)
-    alphas, table = noise_schedule().alphas_cumprod, prompt_table(tokens)
-    pair = nn.ModuleDict({"unet": denoiser(), "text": text_encoder(tokens)})
+    draws = {"generator": torch.Generator(code.device).manual_seed(seed), "device": code.device}
+    captions = torch.Generator().manual_seed(seed)
+    alphas = noise_schedule().alphas_cumprod.to(code.device)
+    table = prompt_table(tokens)
+    pair = nn.ModuleDict({"unet": denoiser(), "text": text_encoder(tokens)}).to(code.device)
     average = averaged(pair, 0.9995, steps)
     for step, progress in updates(pair, average, steps, rate):
-        rows = torch.randint(len(code), (batch,), generator=generator)
-        time = torch.randint(len(alphas), (batch,), generator=generator)
+        rows = torch.randint(len(code), (batch,), **draws)
+        time = torch.randint(len(alphas), (batch,), **draws)
         alpha = alphas[time][:, None, None, None]
-        noise = torch.randn(code[rows].shape, generator=generator)
+        noise = torch.randn(code[rows].shape, **draws)
         noisy = alpha.sqrt() * code[rows] + (1 - alpha).sqrt() * noise
-        ids = table[draw_captions(labels[rows], 0.1, generator)]
-        with torch.autocast("cpu", torch.bfloat16):
+        ids = table[draw_captions(labels[rows.cpu()], 0.1, captions)].to(code.device)
+        with torch.autocast(code.device.type, torch.bfloat16):
             words = pair["text"](ids)[0]
             found = pair["unet"](noisy, time, words).sample
         error = (found.float() - noise).square().flatten(1).mean(1)
@@ -259,30 +259,36 @@ def evaluate(folder: Path, test: Tensor, n: int) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ZOO_WEIGHTS / "fashion_sd")
-    parser.add_argument("--autoencoder-steps", type=int, default=3500)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser = recipe_parser(__doc__, "fashion_sd")
+    parser.add_argument("--autoencoder-steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=14000)
+    parser.add_argument("--batch", type=int, default=192)
+    parser.add_argument("--autoencoder-rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--kl-weight", type=float, default=3e-4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", help="where the full data set lies")
     parser.add_argument("--evaluate", action="store_true", help="print the card's rows of --out")
     parser.add_argument("--n", type=int, default=100, help="with --evaluate: samples of a prompt")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    device = start(args, args.seed)
     if args.evaluate:
         test = to_model_range(load_fashion_mnist("test", args.folder)[0])
         for name, value in evaluate(args.out, test, args.n).items():
             print(f"| {name} | {value} |")
         return
     images, labels = load_fashion_mnist("train", args.folder)
-    x_all, tokens = to_model_range(images), tokenizer()
-    torch.manual_seed(args.seed)
-    vae = train_autoencoder(x_all, args.autoencoder_steps, 64, 2e-3, 1e-3, args.seed)
+    x_all, tokens = to_model_range(images).to(device), tokenizer()
+    vae = train_autoencoder(
+        x_all,
+        args.autoencoder_steps,
+        args.batch,
+        args.autoencoder_rate,
+        args.kl_weight,
+        args.seed,
+    )
     code = encode_all(vae, x_all)
-    unet, text = train_denoiser(code, labels, tokens, args.steps, args.batch, 1e-3, args.seed)
-    save_pipeline(args.out, vae, unet, text, tokens)
+    unet, text = train_denoiser(code, labels, tokens, args.steps, args.batch, args.rate, args.seed)
+    save_pipeline(args.out, vae.cpu(), unet.cpu(), text.cpu(), tokens)
     print(f"wrote {args.out}")
 
 

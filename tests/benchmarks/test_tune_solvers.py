@@ -1,5 +1,6 @@
-"""The search for step sizes: its climb, its memory, and the command."""
+"""The search for step sizes: its grids, its memory, and the command."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,33 +8,53 @@ import pytest
 import torch
 
 from benchmarks import tune_solvers
+from benchmarks.posteriors import CONFIGS
+from benchmarks.search import score, search
 from benchmarks.tables import read_csv
+from benchmarks.tune_solvers import build
+from outsourced.metrics import psnr
 from outsourced.posterior import Posterior
 from outsourced.priors import CNF
-from outsourced.solvers.diffusion_sampler import Diverged
-from outsourced.tasks import Inpaint, RandomPixels
+from outsourced.solvers.moment import Moment
+from outsourced.tasks import Denoise, Inpaint, RandomPixels
+from tests.solvers.diffusion.gaussian import GaussianLatent
 
 
-def test_climb_finds_the_peak_within_its_grid() -> None:
-    """Of a smooth function of two sizes, decades away from the start and on a slant.
+def ridge(sizes: dict[str, float]) -> float:
+    """A smooth function of two sizes on a slant; its peak is decades away from the start."""
+    if sizes["omega"] > 0.9:
+        return -math.inf
+    a, b = math.log(sizes["omega"] / 0.0042), math.log(sizes["gamma"] / 31.0)
+    return -(a**2) - b**2 - 0.8 * a * b
 
-    Mutant: sizes searched once each in turn, a factor that does not shrink, or a fall that is
-    taken; diverged settings taken for good ones.
+
+def test_search_finds_the_peak_within_its_grid() -> None:
+    """Grids move until their best is inside, then shrink; points meet the old ones.
+
+    Mutant: a first grid that does not move, a fall that is taken, diverged settings taken for good
+    ones, a grid that drifts off its own points.
     """
-    peak = {"omega": 0.0042, "gamma": 31.0}
-    seen = []
+    seen: list[dict[str, float]] = []
 
-    def value(sizes):
-        seen.append(sizes)
-        if sizes["omega"] > 0.9:
-            return -math.inf
-        a, b = (math.log(sizes[k] / peak[k]) for k in ("omega", "gamma"))
-        return -(a**2) - b**2 - 0.8 * a * b
+    def values(settings):
+        seen.extend(settings)
+        return [ridge(sizes) for sizes in settings]
 
-    found = tune_solvers.climb(value, {"omega": 0.3, "gamma": 0.03})
-    for name, size in found.items():
-        assert abs(math.log(size / peak[name])) < math.log(1.8)
-    assert len({tuple(s.values()) for s in seen}) < 45
+    found = search(values, {"omega": 0.3, "gamma": 0.03}, 4, 0.0)
+    best = max(seen, key=ridge)
+    assert found == best
+    for name, size in {"omega": 0.0042, "gamma": 31.0}.items():
+        assert abs(math.log10(found[name] / size)) < 0.13
+    quarters = [4 * math.log10(sizes["gamma"] / 0.03) for sizes in seen]
+    assert max(abs(q - round(q)) for q in quarters) < 0.02
+    assert len(seen) < 81 * 3 + 9 * 4
+
+
+def test_sizes_that_do_not_matter_stay() -> None:
+    """Mutant: any gain is followed, down a slope of a millionth of a decibel without end."""
+    found = search(lambda many: [1e-6 / s["gamma"] for s in many], {"gamma": 0.1}, 2, 0.01)
+    assert found == {"gamma": 0.1}
+    assert search(lambda many: [-math.inf for _ in many], {"rate": 2.0}, 1, 0.01) == {"rate": 2.0}
 
 
 def test_score() -> None:
@@ -43,9 +64,9 @@ def test_score() -> None:
         {"psnr": "19", "residual": "1.1"},
         {"psnr": "", "diverged": "1.0"},
     ]
-    assert max(rows, key=lambda r: tune_solvers.score(r, "psnr")) is rows[0]
-    assert max(rows, key=lambda r: tune_solvers.score(r, "residual")) is rows[1]
-    assert tune_solvers.score(rows[2], "residual") == -math.inf
+    assert max(rows, key=lambda r: score(r, "psnr")) is rows[0]
+    assert max(rows, key=lambda r: score(r, "residual")) is rows[1]
+    assert score(rows[2], "residual") == -math.inf
 
 
 class Field(torch.nn.Module):
@@ -80,6 +101,42 @@ def test_validation_images_are_not_those_of_the_tables(problem: Posterior) -> No
         tune_solvers.validation(problem, images, 9, seed=3)
 
 
+@pytest.mark.parametrize("name", ["latent_dps", "psld_paper", "gml_dps", "resample", "daps"])
+def test_settings_of_one_run_are_those_of_runs_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each setting's figures are those of a solver that was built with it, all from one noise.
+
+    Mutant: sizes that belong to another row, sizes of the first setting for all, noise of its own
+    for each setting, a lost sample that is averaged over.
+    """
+    monkeypatch.setattr(Moment, "normal", lambda self, like: torch.zeros_like(like))
+    prior = GaussianLatent()
+    prior.data_shape = (1, 1, 5)
+    monkeypatch.setattr(prior, "decode", _reshaped(prior.decode, (1, 1, 5)))
+    encode = prior.encode
+    monkeypatch.setattr(prior, "encode", lambda x, draw=None: encode(x.flatten(1), draw))
+    target = Posterior(prior, Denoise(prior.data_shape, sigma=0.3))
+    x = torch.randn(3, 1, 1, 5, generator=torch.Generator().manual_seed(0)) / 3
+    obs = target.task.sample(x, torch.Generator().manual_seed(1))
+    start = tune_solvers.SEARCHES[name][2]
+    settings = [{k: v * f for k, v in start.items()} for f in (0.2, 1.0, math.inf)]
+    together = tune_solvers.measure(build(name, 9, settings[0], target), settings, x, obs, 5)
+    for sizes, row in zip(settings[:2], together, strict=False):
+        solver = build(name, 9, sizes, target)
+        z = target.draw_noise(3, torch.Generator().manual_seed(5))
+        alone = solver.solve(z, obs)
+        assert row["psnr"] == pytest.approx(psnr(alone, x).mean().item(), rel=1e-4)
+        expected = solver.residual(alone, obs).mean().item()
+        assert row["residual"] == pytest.approx(expected, rel=1e-3)
+    assert together[0]["psnr"] != pytest.approx(together[1]["psnr"], rel=1e-3)
+    assert together[2] == {"diverged": 1}
+
+
+def _reshaped(decode, shape):
+    return lambda h: decode(h).unflatten(1, shape)
+
+
 def test_command_tunes_and_goes_on(
     problem: Posterior,
     tmp_path: Path,
@@ -94,38 +151,57 @@ def test_command_tunes_and_goes_on(
     monkeypatch.setitem(tune_solvers.SEARCHES, "flow_dps", ("flow_dps", {}, {"omega": 0.1}))
     measured, ran = tune_solvers.measure, []
 
-    def counted(solver, *rest):
-        ran.append(solver.omega)
-        if solver.omega > 50:
-            monkeypatch.setattr(solver, "solve", _diverge)
-        return measured(solver, *rest)
+    def counted(solver, settings, *rest):
+        ran.extend(sizes["omega"] for sizes in settings)
+        rows = measured(solver, settings, *rest)
+        return [
+            {"diverged": 1} if sizes["omega"] > 50 else row
+            for sizes, row in zip(settings, rows, strict=True)
+        ]
 
     monkeypatch.setattr(tune_solvers, "measure", counted)
     out = tmp_path / "tune.csv"
-    call = ["--prior", "p", "--solvers", "flow_dps", "--steps", "12", "--images", "4"]
-    call += ["--out", str(out), "--readme", str(tmp_path / "README.md")]
+    call = ["--prior", "p", "--solvers", "flow_dps", "--steps", "12", "6", "--images", "4"]
+    call += ["--out", str(out), "--readme", str(tmp_path / "README.md"), "--rows", "8"]
     tune_solvers.main(call)
     rows = read_csv(out)
     assert [float(row["omega"]) for row in rows] == ran
-    assert len(set(ran)) == len(ran)
-    assert [row["psnr"] for row in rows if float(row["omega"]) > 50] == [""]
-    best = max(rows, key=lambda row: tune_solvers.score(row, "psnr"))
-    assert float(best["psnr"]) > float(rows[0]["psnr"]) + 1
-    assert 0.05 < float(best["residual"]) < 8
-    (line,) = [x for x in out.with_suffix(".md").read_text().splitlines() if "| flow_dps" in x]
-    assert f"| {float(best['omega']):.3g} |" in line
-    assert f"| {float(best['psnr']):.2f} |" in line
+    assert len({(row["steps"], row["omega"]) for row in rows}) == len(rows)
+    assert {row["psnr"] for row in rows if float(row["omega"]) > 50} == {""}
+    table = out.with_suffix(".md").read_text().splitlines()
+    bests = {}
+    for steps in ("12", "6"):
+        those = [row for row in rows if row["steps"] == steps]
+        best = bests[steps] = max(those, key=lambda row: score(row, "psnr"))
+        (line,) = [x for x in table if f"| flow_dps | {steps} |" in x]
+        assert f"| {float(best['psnr']):.2f} |" in line
+    assert float(bests["12"]["psnr"]) > float(rows[0]["psnr"]) + 1
+    assert 0.05 < float(bests["12"]["residual"]) < 8
+    first = next(float(row["omega"]) for row in rows if row["steps"] == "6")
+    assert first == pytest.approx(2 * float(bests["12"]["omega"]), rel=0.02)
     tune_solvers.main(call)
     assert len(ran) == len(rows)
     with pytest.raises(SystemExit, match="holds rows with images = 4, this call has 5"):
         tune_solvers.main([*call, "--images", "5"])
     with pytest.raises(SystemExit, match=r"--solvers knows dps, .* got 'dsp'"):
         tune_solvers.main(["--prior", "p", "--solvers", "dsp"])
+    with pytest.raises(SystemExit, match="--prior and --solvers are required"):
+        tune_solvers.main([])
     assert "flow_dps" in capsys.readouterr().out
+    _installed(out, bests, tmp_path / "tuned.json", monkeypatch)
 
 
-def _diverge(*args):
-    raise Diverged("on purpose")
+def _installed(
+    out: Path, bests: dict[str, dict[str, str]], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of each number of steps, beside what the table holds of other methods."""
+    path.write_text(json.dumps({"p": {"daps": {"blur": {"200": {"rate": 0.1}}}}}))
+    monkeypatch.setattr(tune_solvers, "TUNED", path)
+    tune_solvers.main(["--install", str(out)])
+    table = json.loads(path.read_text())["p"]
+    assert table.pop("daps") == {"blur": {"200": {"rate": 0.1}}}
+    sizes = {steps: {"omega": float(best["omega"])} for steps, best in bests.items()}
+    assert table == {"flow_dps": {"inpaint_pixels": sizes}}
 
 
 def test_load_is_what_training_gets() -> None:
@@ -150,7 +226,7 @@ def test_searches_fit_their_configurations() -> None:
     from omegaconf import OmegaConf
 
     for file, changes, start in tune_solvers.SEARCHES.values():
-        config = OmegaConf.load(tune_solvers.CONFIGS / "solver" / f"{file}.yaml")
+        config = OmegaConf.load(CONFIGS / "solver" / f"{file}.yaml")
         assert set(changes) | set(start) <= set(config)
         unset = {name for name in ("omega", "gamma") if name in config and config[name] is None}
         assert unset <= set(start)

@@ -169,7 +169,7 @@ def sampler_of(problems, make_sampler):
         sampler = make_sampler(problem, problem.shape, problem.shape, **options)
         if sampler.anchoring is not None:
             with torch.no_grad():
-                sampler.control.gate.mul_(5 / ANCHOR_GAIN)  # half open, not far beyond the limit
+                sampler.control.gate.mul_(2 / ANCHOR_GAIN)  # half open, not far beyond the limit
             z = randn(20, *problem.shape, seed=7)
             sampler.anchoring.lookup.fill(z, torch.tanh(z))
         return sampler, problem.observe(3)

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from outsourced.control import ANCHOR_GAIN
 from outsourced.laplace import Anchored
 from outsourced.lookup import Lookup
 
@@ -67,8 +66,8 @@ def test_anchored_posterior_of_the_end_is_a_product_of_gaussians(rho):
 def test_open_gates_sample_the_gaussian_about_the_anchor(make_sampler, problems):
     """Zero network outputs: z_K ~ N(anchor, 1/(1 + e^3)), entry by entry.
 
-    Mutant: a variance of the normalised end for its standard deviation, a mean gate on the variance
-    too, or one that opens at another gain."""
+    Mutant: a variance of the normalised end for its standard deviation, or gates that open beyond
+    the Gaussian."""
     problem = problems["spatial"]
     sampler = make_sampler(
         problem,
@@ -82,8 +81,7 @@ def test_open_gates_sample_the_gaussian_about_the_anchor(make_sampler, problems)
     )
     z = draw(40, 2, 4, 3)
     sampler.anchoring.lookup.fill(z, torch.tanh(z))
-    with torch.no_grad():
-        sampler.control.gate.fill_(2 * math.atanh(0.5) / ANCHOR_GAIN)
+    sampler.control.open()
     obs = problem.observe(2)
     end = sampler(obs, 4000, torch.Generator().manual_seed(0))
     std = (1 + math.exp(3)) ** -0.5

@@ -13,7 +13,7 @@ from outsourced.networks import (
 )
 from outsourced.reference import Reference
 
-RHO = Reference(5).rho
+TIMES = Reference(5)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -29,12 +29,12 @@ def randomise(module: torch.nn.Module) -> None:
 
 def vector(skip: int = 2) -> VectorNetwork:
     torch.manual_seed(0)
-    return VectorNetwork(3, 5, 4, RHO, width=16, depth=2, skip_outputs=skip).double()
+    return VectorNetwork(3, 5, 4, TIMES, width=16, depth=2, skip_outputs=skip).double()
 
 
 def spatial(levels: int = 2) -> SpatialNetwork:
     torch.manual_seed(0)
-    return SpatialNetwork(2, 3, (7, 5), 4, RHO, width=16, levels=levels).double()
+    return SpatialNetwork(2, 3, (7, 5), 4, TIMES, width=16, levels=levels).double()
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, atol: float = 1e-10) -> None:
@@ -78,7 +78,7 @@ def test_flat_network_keeps_channels_and_pixels_in_their_places():
     """Its linear skip, set to the identity on the first channel of the input, returns that channel.
     Mutant: channels last while flattening, or height and width exchanged while unflattening."""
     torch.manual_seed(0)
-    network = FlatNetwork(2, 3, (2, 5), 4, RHO, width=16, skip=1).double()
+    network = FlatNetwork(2, 3, (2, 5), 4, TIMES, width=16, skip=1).double()
     skip = network.dense.skip[1]
     with torch.no_grad():
         skip.bias.copy_(torch.eye(10, 24, dtype=torch.float64).flatten())
@@ -144,7 +144,7 @@ def test_all_steps_are_told_apart(network):
 @pytest.mark.parametrize("reference", [Reference(64), Reference(64, "cosine"), Reference(1)])
 def test_step_features_are_distinct_and_finite(reference):
     """Mutant: log-SNR features alone: rho_0 = 0 is infinite, and clipping it merges steps."""
-    embedding = StepEmbedding(reference.rho, 16)
+    embedding = StepEmbedding(reference, 16)
     features = embedding.features
     assert torch.isfinite(features).all()
     assert features.abs().max() <= 1.5

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from outsourced.metrics import psnr, residual, ssim
+from outsourced.metrics import perceptual, psnr, residual, ssim
 
 
 def images(n: int = 3) -> torch.Tensor:
@@ -62,3 +62,25 @@ def test_shape_errors():
         ssim(images()[..., :8], images()[..., :8])
     with pytest.raises(ValueError, match=r"count \(B,\)"):
         residual(torch.zeros(2, 3), torch.zeros(3))
+
+
+def test_perceptual_in_closed_form():
+    """Orthogonal features are 2 apart, opposite ones 4, whatever their sizes.
+
+    Mutants: features that are not normalised; a norm over positions; a sum over positions or
+    layers; an unsquared distance; NaN where there is no feature; a mean over the batch.
+    """
+    one, other = torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 0.2])
+    a = torch.zeros(2, 3, 1, 4)
+    b = a.clone()
+    a[0], b[0] = one[:, None, None], one[:, None, None] * 7  # alike
+    b[0, :, 0, 0] = other  # orthogonal at one position of four
+    a[1], b[1] = one[:, None, None], -other[2] * one[:, None, None]  # opposite
+    alike = torch.ones(2, 5, 2, 2)
+    assert perceptual([a], [b]).tolist() == pytest.approx([0.5, 4.0])
+    assert perceptual([a, alike], [b, 2 * alike]).tolist() == pytest.approx([0.25, 2.0])
+    assert perceptual([torch.zeros_like(a)], [torch.zeros_like(a)]).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="equal feature maps"):
+        perceptual([a], [a[:1]])
+    with pytest.raises(ValueError, match="equal feature maps"):
+        perceptual([], [])

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from benchmarks.pipelines import SIZES, stable_diffusion
 from outsourced.priors import LatentDiffusionPrior, diffusion
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -41,22 +42,11 @@ def autoencoder(channels: int, **changes):
 
 
 def stable_diffusion_15(tokenizer):
-    from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionPipeline
 
-    unet = UNet2DConditionModel(
-        sample_size=64, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280),
-        layers_per_block=2, cross_attention_dim=768, attention_head_dim=8,
-        down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
-        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
-    )  # fmt: skip
-    scheduler = PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
-        skip_prk_steps=True,
-    )  # fmt: skip
     return StableDiffusionPipeline(
-        vae=autoencoder(4, scaling_factor=0.18215), text_encoder=clip(768, 12, None),
-        tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
+        **stable_diffusion(SIZES["sd15"]), text_encoder=clip(768, 12, None), tokenizer=tokenizer,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
 
@@ -84,20 +74,20 @@ def stable_diffusion_3(tokenizer):
     )  # fmt: skip
 
 
-SIZES = {
+FULL = {
     "sd15": (stable_diffusion_15, 859_520_964, (4, 16, 16), 8),
     "sd3": (stable_diffusion_3, 2_028_328_000, (16, 16, 16), 12),
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", FULL)
 def test_full_size(name, clip_tokenizer, monkeypatch, capsys):
     """Two guided steps at 128 pixels equal the pipeline; a gradient reaches z; GiB and seconds.
 
     Mutant: weights or activations in float32 (twice the memory), a network of another size, a
     gradient that keeps all steps.
     """
-    build, parameters, noise_shape, limit = SIZES[name]
+    build, parameters, noise_shape, limit = FULL[name]
     pipe = build(clip_tokenizer)
     pipe.set_progress_bar_config(disable=True)
     monkeypatch.setattr(diffusion, "load_pipeline", lambda *args: pipe)

@@ -1,5 +1,6 @@
 """The loop: gradients, independence of samples, residuals, counts, previews, errors."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -272,6 +273,12 @@ def test_fresh_noise_falls_on_observed_entries_only() -> None:
     torch.testing.assert_close(solver.distance(clean, obs, noise), expected)
 
 
+def problem_of(task: Task, path: str = "") -> Posterior:
+    prior = GaussianLatent()
+    prior.data_shape, prior.path = task.data_shape, path
+    return Posterior(prior, task)
+
+
 def test_published_step_sizes() -> None:
     """By the task's operator and masks; the user's win.
 
@@ -279,19 +286,83 @@ def test_published_step_sizes() -> None:
     """
     shape = (1, 8, 8)
     box, pixels = Inpaint(shape, sigma=0.1, mask=_box), Inpaint(shape, RandomPixels(0.5, 0.5))
-    small = SuperResolution(shape, 2, 0.1)
+    box, pixels, small = map(problem_of, (box, pixels, SuperResolution(shape, 2, 0.1)))
     asked = {"omega": None, "gamma": None}
-    assert step_sizes("psld", box, **asked) == (0.1, 0.01)
-    assert step_sizes("psld", pixels, **asked) == (1.0, 0.1)
-    assert step_sizes("gml_dps", small, **asked) == (1.0, 0.1)
-    assert step_sizes("latent_dps", small, omega=None) == (1.0,)
-    assert step_sizes("dps", small, omega=None) == (0.3,)
-    assert step_sizes("dps", pixels, omega=None) == (0.5,)
-    assert step_sizes("psld", box, omega=0.0, gamma=None) == (0.0, 0.01)
+    assert step_sizes("psld", box, 1000, **asked) == (0.1, 0.01)
+    assert step_sizes("psld", pixels, 1000, **asked) == (1.0, 0.1)
+    assert step_sizes("gml_dps", small, 1000, **asked) == (1.0, 0.1)
+    assert step_sizes("latent_dps", small, 1000, omega=None) == (1.0,)
+    assert step_sizes("dps", small, 1000, omega=None) == (0.3,)
+    assert step_sizes("dps", pixels, 1000, omega=None) == (0.5,)
+    assert step_sizes("daps", box, 200, rate=None) == (0.02,)
+    assert step_sizes("resample", box, 500, gamma=7.0, omega=None) == (7.0, 0.5)
+    assert step_sizes("psld", box, 1000, omega=0.0, gamma=None) == (0.0, 0.01)
+    none = problem_of(Denoise(shape, 0.1))
     with pytest.raises(ValueError, match=r"solver\.omega of psld has no published value for Denoi"):
-        step_sizes("psld", Denoise(shape, 0.1), **asked)
+        step_sizes("psld", none, 1000, **asked)
     with pytest.raises(ValueError, match=r"solver\.gamma must be >= 0, got -1"):
-        step_sizes("psld", box, omega=None, gamma=-1.0)
+        step_sizes("psld", box, 1000, omega=None, gamma=-1.0)
+
+
+def test_tuned_step_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the embedded prior at the nearest number of steps, before the published ones; in
+    proportion at another number, but for a rate.
+
+    Mutant: the first number of steps, the nearest difference (400 is nearer to 100 by it), sizes
+    of another prior or task, tuned sizes that win over given ones, a ratio upside down.
+    """
+    sizes = {"100": {"omega": 3.0, "gamma": 0.4}, "1000": {"omega": 0.5, "gamma": 0.06}}
+    rate = {"daps": {"inpaint_box": {"100": {"rate": 0.3}}}}
+    table = {"fashion_sd": {"psld": {"inpaint_box": sizes}, **rate}}
+    monkeypatch.setattr("outsourced.solvers.step_sizes._table", lambda: table)
+    box, asked = Inpaint((1, 8, 8), sigma=0.1, mask=_box), {"omega": None, "gamma": None}
+    ours, other = problem_of(box, "fashion_sd"), problem_of(box, "sd15")
+    assert step_sizes("psld", ours, 100, **asked) == (3.0, 0.4)
+    assert step_sizes("psld", ours, 400, **asked) == pytest.approx((1.25, 0.15))
+    assert step_sizes("psld", ours, 1000, omega=2.0, gamma=None) == (2.0, 0.06)
+    assert step_sizes("daps", ours, 1000, rate=None) == (0.3,)
+    assert step_sizes("psld", other, 100, **asked) == (0.1, 0.01)
+    assert step_sizes("gml_dps", ours, 100, **asked) == (0.1, 0.01)
+    small = problem_of(SuperResolution((1, 8, 8), 2, 0.1), "fashion_sd")
+    assert step_sizes("psld", small, 100, **asked) == (1.0, 0.1)
+
+
+def test_tuned_sizes_are_those_of_known_methods() -> None:
+    """The shipped table names priors, methods, tasks and sizes that are asked for.
+
+    Mutant: a table under a task's configuration name, or sizes of another method.
+    """
+    from outsourced.solvers.step_sizes import PUBLISHED, TUNED
+
+    known = {**PUBLISHED, "psld_paper": PUBLISHED["psld"]}
+    for of_prior in json.loads(TUNED.read_text()).values():
+        for method, of_task in of_prior.items():
+            names = set(next(iter(known[method].values())))
+            for task, of_steps in of_task.items():
+                assert task in PUBLISHED["psld"]
+                for steps, sizes in of_steps.items():
+                    assert int(steps) > 0
+                    assert set(sizes) == names
+                    assert min(sizes.values()) > 0
+
+
+def test_lenient_run_goes_on_without_the_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sample of three becomes NaN; the others are what they are without it.
+
+    Mutant: NaN that spreads through a norm or a stopping rule of the batch; a run that ends.
+    """
+    monkeypatch.setattr(Moment, "normal", lambda self, like: torch.zeros_like(like))
+    for name in METHODS:
+        solver = build(name, steps=6, strict=False)
+        obs, z = observe(solver.posterior, 3), state(solver.posterior, 3)
+        alone = solver.solve(z[:2], obs[:2])
+        z[2] = torch.nan
+        together = solver.solve(z, obs)
+        torch.testing.assert_close(together[:2], alone)
+        assert together[2].isnan().all()
+        solver.strict = True
+        with pytest.raises(Diverged, match="in 1 of 3 samples"):
+            solver.solve(z, obs)
 
 
 def _box(n: int, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
@@ -366,12 +437,12 @@ def test_bad_settings() -> None:
     latent, flow = posterior(GaussianLatent(), rows=4), posterior(GaussianLatent(flow=True))
     for method, settings, text in (
         (PSLD, {"variant": "both"}, r"variant must be one of .*got 'both'"),
-        (PSLD, {"variant": "paper"}, r"omega of psld with variant=paper has no published value"),
+        (PSLD, {"variant": "paper"}, r"omega of psld_paper has no published value"),
         (PSLD, WEIGHTS, r"no transpose from measurements \(4,\) to data \(5,\)"),
         (LatentDPS, {"omega": 1.0, "eta": 1.5}, r"solver\.eta must be in \[0, 1\]"),
         (LatentDPS, {"omega": 1.0, "preview_every": 0}, r"preview_every must be >= 1, got 0"),
         (ReSample, {"every": 0}, r"every must be >= 1"),
-        (ReSample, {"gamma": 0.0}, r"gamma must be > 0 and omega >= 0, got 0.0 and 0.5"),
+        (ReSample, {"gamma": 0.0}, r"gamma must be > 0, got 0"),
         (DAPS, {"langevin_steps": 0}, r"langevin_steps must be >= 1"),
         (DAPS, {"rate": 0.0}, r"rate must be > 0"),
     ):

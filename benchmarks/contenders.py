@@ -1,0 +1,132 @@
+"""The solvers of the side-by-side table, and with which settings they run on a prior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from benchmarks.posteriors import configured
+from outsourced.posterior import Posterior
+from outsourced.sampler import NoiseSampler
+from outsourced.solvers.amortized import Amortized
+
+AMORTISED = "amortised"
+_CHAINS = {"steps": 4, "burn_in": 2, "chains": 2, "thin": 1}
+# Efforts of --quick, by the file of configs/solver.
+QUICK: Mapping[str, Mapping[str, Any]] = {
+    "amortized": {"moves": 2, "candidates": 4},
+    **{file: {"steps": 3} for file in ("psld", "gml_dps", "latent_dps", "dps", "flow_dps")},
+    "resample": {"steps": 12, "every": 4, "iterations": 3},
+    "daps": {"steps": 3, "ode_steps": 1, "langevin_steps": 2},
+    **{file: _CHAINS for file in ("pcn", "mala")},
+    "hmc": {**_CHAINS, "leapfrog": 2},
+    "smc": {"particles": 8, "moves": 1, "stages": 2},
+}
+NAMES = ("omega", "gamma", "rate")  # step sizes that may come from a search
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A solver of the table.
+
+    Attributes:
+        name: as printed, and as `--solvers` takes it.
+        file: of configs/solver; `amortized` needs a trained sampler.
+        settings: changed ones.
+        dear: further changes where one f(z) is many network calls: chains of fewer moves.
+    """
+
+    name: str
+    file: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    dear: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def amortised(self) -> bool:
+        """Whether it is the trained sampler, corrected or not."""
+        return self.file == "amortized"
+
+    def changes(self, posterior: Posterior) -> dict[str, Any]:
+        """The changed settings for a prior."""
+        return {**self.settings, **(self.dear if is_dear(posterior) else {})}
+
+    def quick(self) -> Contender:
+        """The same with so little effort that its figures mean nothing, for tests."""
+        small = {k: v for k, v in QUICK[self.file].items() if self._has(k)}
+        return replace(self, settings={**self.settings, **small}, dear={**self.dear, **small})
+
+    def _has(self, name: str) -> bool:
+        """Whether an option of `QUICK` is one of this solver: corrections have their own."""
+        correction = self.settings.get("correct")
+        if name == "candidates":
+            return correction in ("importance", "smc")
+        return name != "moves" or not self.amortised or correction in ("imh", "pcn", "mala", "hmc")
+
+    def build(self, posterior: Posterior, sampler: NoiseSampler | None) -> Any:
+        """The solver.
+
+        Raises:
+            ValueError: it does not apply to the posterior, or the sampler is missing.
+        """
+        changes = self.changes(posterior)
+        if self.amortised:
+            if sampler is None:
+                raise ValueError("no trained sampler; give --minutes, or a run folder in --runs")
+            return Amortized(sampler, posterior, **changes)
+        return configured(self.file, changes, posterior)
+
+
+def is_dear(posterior: Posterior) -> bool:
+    """Whether one f(z) is many network calls."""
+    return hasattr(posterior.prior, "calls")
+
+
+def described(contender: Contender, solver: Any, posterior: Posterior) -> str:
+    """The settings that tell a run of a solver from another: the changed ones and step sizes."""
+    told = dict(contender.changes(posterior))
+    for name in ("steps", *NAMES):
+        if not contender.amortised and isinstance(getattr(solver, name, None), int | float):
+            told[name] = getattr(solver, name)
+    return " ".join(f"{name}={value}" for name, value in sorted(told.items()))
+
+
+def corrected(kind: str, **dear: Any) -> Contender:
+    """The amortised sampler with a correction."""
+    return Contender(f"{AMORTISED} + {kind}", "amortized", {"correct": kind}, dear)
+
+
+def guided(name: str, file: str, **settings: Any) -> tuple[Contender, Contender]:
+    """A per-instance diffusion sampler at 1000 and at 100 steps."""
+    return tuple(Contender(f"{name}, {n}", file, {**settings, "steps": n}) for n in (1000, 100))  # type: ignore[return-value]
+
+
+CONTENDERS = (
+    Contender(AMORTISED, "amortized"),
+    corrected("importance"),
+    corrected("smc"),
+    corrected("imh"),
+    corrected("pcn"),
+    corrected("mala"),
+    corrected("hmc", moves=20),
+    *guided("psld", "psld"),
+    *guided("psld paper", "psld", variant="paper"),
+    *guided("gml_dps", "gml_dps"),
+    *guided("latent_dps", "latent_dps"),
+    *guided("dps", "dps"),
+    Contender("resample", "resample"),
+    Contender("daps", "daps"),
+    Contender("flow_dps", "flow_dps"),
+    Contender("pcn", "pcn", {}, {"chains": 2, "steps": 800, "burn_in": 200, "thin": 50}),
+    Contender(
+        "mala",
+        "mala",
+        {"start": "laplace", "precondition": True},
+        {
+            **{"chains": 2, "steps": 200, "burn_in": 100, "thin": 5},
+            **{"start": "prior", "precondition": False},
+        },
+    ),
+    Contender("hmc", "hmc", {}, {"chains": 2, "steps": 40, "burn_in": 20, "thin": 1}),
+    Contender("smc", "smc", {}, {"particles": 8, "moves": 2}),
+)

@@ -1,0 +1,110 @@
+"""Floating-point operations of the networks, counted on tensors without contents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.large_rows import Scene
+
+Shape = tuple[tuple[int, ...], torch.dtype]
+INPUTS = 3  # of an anchored control: state, guess of z_K, shift
+
+
+@dataclass(frozen=True)
+class Count:
+    """Operations of a network for one sample.
+
+    Attributes:
+        forward: of a call.
+        both: of a call and the backward pass of all that needs a gradient.
+    """
+
+    forward: float
+    both: float
+
+    @property
+    def checkpointed(self) -> float:
+        """Of a call, and of the same call again with its backward pass."""
+        return self.forward + self.both
+
+
+def operations(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Shape],
+    weights: Sequence[Tensor] | None = None,
+) -> Count:
+    """Count a multiplication with addition as two, and nothing else.
+
+    Attention counts as its two matrix products, whichever kernel computes it.
+
+    Args:
+        function: of one tensor for each of `inputs`, which are on the CPU as its weights are.
+        inputs: shapes and types.
+        weights: whose gradients the backward pass computes; by default those of the inputs.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def run(grad: bool) -> float:
+        counter = FlopCounterMode(display=False)
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with fake, sdpa_kernel(SDPBackend.MATH), counter, torch.set_grad_enabled(grad):
+            given = [torch.empty(shape, dtype=dtype) for shape, dtype in inputs]
+            if weights is None:
+                given = [value.requires_grad_(grad) for value in given]
+            # Clones: the counter's hooks on inputs of modules cannot be on leaves.
+            out = function(*(value.clone() for value in given))
+            if grad:
+                torch.autograd.grad(out.sum(), given if weights is None else list(weights))
+        return float(counter.get_total_flops())
+
+    return Count(run(False), run(True))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Operations of one sample in each network; `kernel` of one step of the noise sampler."""
+
+    predict: Count
+    decode: Count
+    encode: Count
+    embed: Count
+    kernel: Count
+
+
+def count_parts(scene: Scene) -> Parts:
+    """The networks of a scene that is still on the CPU."""
+    prior: Any = scene.posterior.prior
+    latent: Shape = ((1, *prior.noise_shape), prior.dtype)
+    image: Shape = ((1, *prior.data_shape), prior.dtype)
+    time = prior.timesteps[0]
+    return Parts(
+        predict=operations(lambda h: prior._predict(h, time), [latent]),
+        decode=operations(prior.decode, [latent]),
+        encode=operations(prior.encode, [image]),
+        embed=_embed(scene),
+        kernel=_kernel(scene),
+    )
+
+
+def _embed(scene: Scene) -> Count:
+    encoder = scene.sampler.encoder
+    shape = (1, *scene.posterior.task.feature_shape)  # type: ignore[misc]
+    return operations(encoder, [(shape, torch.float32)], list(encoder.parameters()))
+
+
+def _kernel(scene: Scene) -> Count:
+    sampler, network = scene.sampler, scene.sampler.control.network
+    assert sampler.anchoring is not None
+    channels, *grid = sampler.noise_shape
+    x = (1, 1, INPUTS * channels, *grid)
+    embedding = (1, sampler.encoder.size + sampler.anchoring.size, *grid)
+    k = torch.tensor([1 % sampler.steps])
+    shapes = [(shape, torch.float32) for shape in (x, embedding)]
+    return operations(lambda x, e: network(x, k, e), shapes, list(network.parameters()))

@@ -1,0 +1,76 @@
+"""The text of the side-by-side table: a table for each prior and task, and the speed."""
+
+from __future__ import annotations
+
+from benchmarks.contenders import AMORTISED
+from benchmarks.driver import told
+from benchmarks.tables import Column, Record, markdown
+
+REAL = "the images themselves"
+SLOW = ("psld, 1000", "psld paper, 1000")
+COLUMNS = (
+    Column("solver", "solver"),
+    Column("psnr", "PSNR", ".2f"),
+    Column("ssim", "SSIM", ".3f"),
+    Column("psnr_of_mean", "PSNR of mean", ".2f"),
+    Column("perceptual", "perceptual", ".3f"),
+    Column("frechet", "Fréchet", ".1f"),
+    Column("residual", "residual / σ", ".3f"),
+    Column("std", "std", ".3f"),
+    Column("seconds", "s / sample", ".3g"),
+    Column("f_calls", "f calls", ".0f"),
+    Column("f_backward", "backward", ".0f"),
+    Column("network_forward", "network forward", ".0f"),
+    Column("network_backward", "backward", ".0f"),
+    Column("decoder_forward", "decoder forward", ".0f"),
+    Column("decoder_backward", "backward", ".0f"),
+    Column("megabytes", "peak MB", ".0f"),
+    Column("minutes", "training min", ".1f"),
+    Column("rhat", "R-hat", ".2f"),
+    Column("note", "gave up"),
+)
+
+
+def report(records: list[dict[str, str]]) -> str:
+    """The text between the markers."""
+    pairs = dict.fromkeys((r["prior"], r["task"]) for r in records)
+    parts = []
+    for prior, task in pairs:
+        rows = [r for r in records if (r["prior"], r["task"]) == (prior, task)]
+        used = [c for c in COLUMNS if any(r.get(c.key) for r in rows)]
+        parts.append(f"### {prior}, {task}\n\n{markdown(rows, used)}\n\n{speed(rows)}".rstrip())
+    return "\n\n".join([*parts, notes(records[0])])
+
+
+def speed(rows: list[dict[str, str]]) -> str:
+    """How much faster the amortised sampler is, and what it adds to f(z)."""
+    by_name = {r["solver"]: r for r in rows if r.get("seconds")}
+    if AMORTISED not in by_name:
+        return ""
+    ours, f = (float(by_name[AMORTISED][name]) for name in ("seconds", "seconds_f"))
+    lines = [
+        f"One amortised sample takes 1/{float(by_name[name]['seconds']) / ours:.0f} of the time of "
+        f"{name} (wanted: 1/100 or less)."
+        for name in SLOW
+        if name in by_name
+    ]
+    own = f"Beside f(z), {1000 * f:.3g} ms a sample, the sampler itself takes {ours / f - 1:.0%}"
+    return " ".join([*lines, f"{own} of that (wanted for diffusion priors: 25 % or less)."])
+
+
+def notes(record: Record) -> str:
+    """What the columns are, and how they were measured."""
+    return (
+        f"{record['images']} held-out images, {record['n']} samples each, all at once; sigma = "
+        f"{record['sigma']}. PSNR, SSIM, perceptual distance: means over single samples. "
+        "Perceptual: squared distance of unit-length features after each of the four convolutions "
+        "of fashion_features, all weights one (LPIPS's formula on other features). Fréchet: of "
+        "sets of one sample an image to the held-out images that were not observed, on the 96 "
+        f"features of the same network; {record['images']} images are few for it, so that "
+        f"`{REAL}` do not score 0 but the floor. Residual: root mean square, in units of sigma. "
+        "Std: of the samples of one observation, root mean square over pixels. Calls are a "
+        "sample's: f, and below it evaluations of the diffusion network and of the decoder, "
+        "forward (with those that checkpointing repeats) and backward. Peak: memory added at the "
+        "peak, all samples at once, allocated on a GPU, else resident. R-hat: worst coordinate, "
+        f"median over observations. Seed {record['seed']}, {told(record)}."
+    )
