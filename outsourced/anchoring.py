@@ -33,6 +33,7 @@ class Anchoring(nn.Module):
         steps: Gradients of log r by which a draw is improved; 0 for black boxes.
         precision: Log-precision at initialisation; closed gates keep the untrained sampler the
             prior.
+        anchors: Draws that become anchors of an observation; its paths take turns.
         slope: Whether the embedding also holds the gradient of log r at the anchor; one gradient
             an observation.
 
@@ -40,7 +41,7 @@ class Anchoring(nn.Module):
         size: What an anchor adds to the size (channels) of the embedding.
 
     Raises:
-        ValueError: lookup < 1 or steps < 0.
+        ValueError: lookup < 1, steps < 0, or more anchors than stored draws.
     """
 
     def __init__(
@@ -52,12 +53,16 @@ class Anchoring(nn.Module):
         lookup: int,
         steps: int,
         precision: float,
+        anchors: int,
         slope: bool,
     ):
         super().__init__()
         if steps < 0:
             raise ValueError(f"sampler.climb must be >= 0 steps, got {steps}")
+        if not 1 <= anchors <= lookup:
+            raise ValueError(f"sampler.anchors must be in 1..lookup = {lookup}, got {anchors}")
         self.steps, self.dense, self.precision, self.slope = steps, dense, precision, slope
+        self.anchors = anchors
         self.lookup = Lookup(lookup, noise_shape, data_shape)
         entries = math.prod(noise_shape) if dense else noise_shape[0]
         head = nn.Linear(size, entries) if dense else nn.Conv2d(size, entries, 1)
@@ -65,11 +70,17 @@ class Anchoring(nn.Module):
         self.size = 2 * entries + 1 if slope else entries
 
     def forward(
-        self, embedding: Tensor, obs: Observation, rewards: Rewards
+        self, embedding: Tensor, obs: Observation, rewards: Rewards, anchors: int
     ) -> tuple[Anchored, Tensor]:
-        """Gaussians of B observations, differentiable in the precisions alone, and the embedding
-        with the anchors beside it, and with log r's gradients there."""
-        anchor = self.lookup(rewards, obs)
+        """Gaussians about the anchors of B observations, differentiable in the precisions alone,
+        and the embedding with the anchors beside it, and with log r's gradients there.
+
+        Both have anchors B rows, all first anchors first.
+        """
+        anchor = self.lookup(rewards, obs, anchors)
+        if anchors > 1:
+            rows = torch.arange(len(obs), device=anchor.device).repeat(anchors)
+            embedding, obs = embedding[rows], obs[rows]
         if self.steps:
             anchor = climb(lambda z: rewards.grad_log_reward(z, obs), anchor, self.steps)
         log_curvature = (self.precision + self.log_curvature(embedding)).clamp(-LIMIT, LIMIT)

@@ -176,11 +176,9 @@ class Control(nn.Module):
 
     def _each(self, value: Tensor) -> Tensor:
         """What all parts share, (S, ...) to (M S, ...)."""
-        return (
-            value
-            if self.components == 1
-            else value.repeat(self.components, *[1] * (value.ndim - 1))
-        )
+        if self.components == 1:
+            return value
+        return value.repeat(self.components, *[1] * (value.ndim - 1))
 
     def _kernel(
         self,

@@ -54,9 +54,11 @@ class Context:
 
     Attributes:
         embedding: (N, c) for vector noise, (N, c, h, w) for spatial noise.
-        obs: The N observations.
+        obs: The N observations; with several anchors N of them for N anchors rows of the others,
+            all first anchors first.
         laplace: Gauss-Newton approximation of each posterior, or None.
-        anchored: Gaussian about an anchor for each posterior, or None.
+        anchored: Gaussian about each anchor of each posterior, or None.
+        anchors: Number of anchors of an observation.
         once: What networks have computed from the embedding alone, by their identity.
     """
 
@@ -64,19 +66,30 @@ class Context:
     obs: Observation
     laplace: Laplace | None = None
     anchored: Anchored | None = None
+    anchors: int = 1
     once: dict[int, Modulation] = field(default_factory=dict)
 
     def repeat(self, n: int) -> "Context":
-        """n copies along the batch, ordered as `Tensor.repeat`: (n N, ...)."""
-        if n == 1:
+        """n copies along the batch, ordered as `Tensor.repeat`: (n N, ...).
+
+        Of several anchors each copy has one, in turn.
+        """
+        if n == self.anchors == 1:
             return self
-        return self.select(torch.arange(len(self.obs), device=self.embedding.device).repeat(n))
+        count, device = len(self.obs), self.embedding.device
+        each = torch.arange(count, device=device)
+        turn = torch.arange(n, device=device) % self.anchors
+        return self._rows((count * turn[:, None] + each).flatten(), each.repeat(n), 1)
 
     def select(self, index: Tensor) -> "Context":
-        """The observations at `index` (n,)."""
-        laplace = None if self.laplace is None else self.laplace.select(index)
-        anchored = None if self.anchored is None else self.anchored.select(index)
-        return Context(self.embedding[index], self.obs[index], laplace, anchored)
+        """The observations at `index` (n,), with all their anchors."""
+        first = len(self.obs) * torch.arange(self.anchors, device=index.device)
+        return self._rows((first[:, None] + index).flatten(), index, self.anchors)
+
+    def _rows(self, rows: Tensor, index: Tensor, anchors: int) -> "Context":
+        laplace = None if self.laplace is None else self.laplace.select(rows)
+        anchored = None if self.anchored is None else self.anchored.select(rows)
+        return Context(self.embedding[rows], self.obs[index], laplace, anchored, anchors)
 
 
 def evaluate(network: nn.Module, x: Tensor, k: Tensor, context: Context) -> Tensor:

@@ -63,11 +63,12 @@ class Lookup(nn.Module):
         self.x.copy_(x)
 
     @torch.no_grad()
-    def forward(self, conditioning: Pairwise, obs: Observation) -> Tensor:
-        """The stored z of the largest reward for each of B observations, (B, *noise_shape)."""
+    def forward(self, conditioning: Pairwise, obs: Observation, count: int = 1) -> Tensor:
+        """The stored z of the `count` largest rewards of each of B observations, the best of all
+        first: (count B, *noise_shape)."""
         rows = max(1, SCORED // self.x[0].numel())
         pieces = (x.to(obs.y.dtype) for x in self.x.split(rows))
         score = torch.cat([conditioning.pairwise_log_reward(x, obs) for x in pieces])
         # Below every number: an observation whose rewards are all NaN still gets a draw.
-        best = score.nan_to_num(nan=-torch.inf).argmax(0)
-        return self.z[best].to(obs.y.dtype)
+        best = score.nan_to_num(nan=-torch.inf).topk(count, 0).indices
+        return self.z[best.flatten()].to(obs.y.dtype)

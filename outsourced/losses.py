@@ -29,7 +29,7 @@ class Losses:
         draws: Of the teacher for each observation.
 
     Raises:
-        ValueError: The objective needs what the sampler or the prior does not have.
+        ValueError: The objective needs what the sampler or the posterior does not have.
     """
 
     def __init__(
@@ -54,16 +54,18 @@ class Losses:
         needs, name = self.objective.needs, type(self.objective).__name__
         if "flow" in needs and self.sampler.flow is None:
             raise ValueError(f"{name} learns a flow; add sampler.flow=true")
-        if needs & {"path_gradient", "reward_gradient"} and not self.posterior.prior.differentiable:
+        black_box = self.posterior.black_box
+        if needs & {"path_gradient", "reward_gradient"} and black_box is not None:
             raise ValueError(
-                f"{name} needs the gradient of a differentiable prior; this one is a black box"
+                f"{name} needs the gradient of log r, but {black_box} is a black box; use "
+                "objective=log_variance"
             )
         if "path_gradient" in needs and self.sampler.control.informed not in PATHWISE:
             raise ValueError(
                 f"{name} needs sampler.informed=none|anchor, whose inputs carry a path gradient"
             )
-        shape = needs & {"path_gradient", "reward_gradient"}
-        if shape and self.sampler.control.components > 1:
+        smooth = needs & {"path_gradient", "reward_gradient"}  # of the one Gaussian of a kernel
+        if smooth and self.sampler.control.components > 1:
             raise ValueError(
                 f"{name} needs sampler.components=1, got {self.sampler.control.components}; use "
                 "path_likelihood or a balance objective"
@@ -134,7 +136,7 @@ class Losses:
     ) -> Result:
         """Of ends (n, B, ...) of the posteriors of B observations."""
         self._ends = (ends[0], obs)
-        context = self.sampler.encode(obs)
+        context = self.sampler.encode(obs, len(ends))  # of several anchors, those of its draws
         ratio = denoising_log_ratio(self.sampler, ends, context, self.denoising_steps, device)
         loss = PathLikelihood()(Scores(log_ratio=ratio)).mean()
         figures = {"loss": float(loss.detach()), f"loss/{name}": float(loss.detach())}

@@ -50,6 +50,8 @@ class NoiseSampler(nn.Module):
         lookup: Prior draws that are stored, the best of which is the anchor of an observation;
             `anchor` only. `Lookup.fill` them before use.
         climb: Gradients of log r by which an anchor is improved; `anchor` only, 0 for black boxes.
+        anchors: Draws that become anchors of an observation; its paths take turns, so that they
+            differ where the observation is silent; `anchor` only.
         anchor_precision: First log-precision of the Gaussian about an anchor; `anchor` only.
         anchor_slope: Whether the control also sees the gradient of log r at the anchor; `anchor`
             only, one gradient an observation.
@@ -78,6 +80,7 @@ class NoiseSampler(nn.Module):
         network: str = "auto",
         lookup: int = 8192,
         climb: int = 0,
+        anchors: int = 1,
         anchor_precision: float = 4.0,
         anchor_slope: bool = False,
         anchor_steps: int = 10,
@@ -99,7 +102,7 @@ class NoiseSampler(nn.Module):
         self.anchoring: Anchoring | None = None
         if informed == "anchor":
             shapes = self.noise_shape, conditioning.data_shape
-            settings = lookup, climb, anchor_precision, anchor_slope
+            settings = lookup, climb, anchor_precision, anchors, anchor_slope
             self.anchoring = Anchoring(size, *shapes, self.dense, *settings)
             size += self.anchoring.size
         if informed == "gauss_newton":
@@ -125,12 +128,19 @@ class NoiseSampler(nn.Module):
         """Number of kernels K."""
         return self.reference.steps
 
-    def encode(self, obs: Observation) -> Context:
-        """Everything that is computed once per observation."""
+    def encode(self, obs: Observation, paths: int | None = None) -> Context:
+        """Everything that is computed once per observation.
+
+        Args:
+            obs: B observations.
+            paths: How many will be drawn of each; fewer of them than anchors need fewer anchors.
+        """
         embedding = self.embed(obs)
         if self.anchoring is not None:
-            anchored, embedding = self.anchoring(embedding, obs, self.conditioning)
-            return Context(embedding, obs, anchored=anchored)
+            most = self.anchoring.anchors
+            anchors = most if paths is None else min(most, paths)
+            anchored, embedding = self.anchoring(embedding, obs, self.conditioning, anchors)
+            return Context(embedding, obs, anchored=anchored, anchors=anchors)
         if self.control.informed != "gauss_newton":
             return Context(embedding, obs)
         start = self.anchor(embedding)[:, : self.noise_shape[0]].detach()
@@ -156,6 +166,7 @@ class NoiseSampler(nn.Module):
 
     def log_z(self, context: Context) -> Tensor:
         """Learned log Z(y) in nats, (B,); on top of the Laplace estimate where there is one."""
+        context = context.repeat(1)  # by the first anchor
         embedding = context.embedding if self.dense else context.embedding.mean((-2, -1))
         value = self.log_z_head(embedding).squeeze(-1)
         if context.anchored is not None:  # costs a pass of f, which most objectives do not need
@@ -237,7 +248,7 @@ class NoiseSampler(nn.Module):
             exploration: Relative increase of the kernels' standard deviation; 0 draws from P_phi.
             context: `encode(obs)`, if at hand.
         """
-        context = self.encode(obs) if context is None else context
+        context = self.encode(obs, n) if context is None else context
         return self._roll_out(context, n, generator, exploration)
 
     def differentiable_path(
@@ -259,7 +270,7 @@ class NoiseSampler(nn.Module):
                 "a path-wise gradient (objective=reverse_kl) needs sampler.components=1, got "
                 f"{self.control.components}: the choice of a part has none"
             )
-        return self._roll_out(self.encode(obs), n, generator, 0.0)
+        return self._roll_out(self.encode(obs, n), n, generator, 0.0)
 
     def _roll_out(
         self, context: Context, n: int, generator: torch.Generator | None, exploration: float
@@ -344,7 +355,7 @@ class NoiseSampler(nn.Module):
 
     def log_ratio(self, path: Path, obs: Observation | Context) -> Tensor:
         """log P_phi / P_ref of whole paths, with grad: (n, B) in nats."""
-        context = obs if isinstance(obs, Context) else self.encode(obs)
+        context = obs if isinstance(obs, Context) else self.encode(obs, path.z.shape[1])
         return self.step_log_ratio(path, context).sum(0)
 
     def forward(self, obs: Observation, n: int, generator: torch.Generator | None = None) -> Tensor:

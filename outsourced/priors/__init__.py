@@ -11,6 +11,7 @@ from outsourced.priors.callable import CallablePrior
 from outsourced.priors.cnf import CNF
 from outsourced.priors.diffusion import DiffusionPrior
 from outsourced.priors.diffusion_latent import LatentDiffusionPrior
+from outsourced.priors.diffusion_unconditional import UnconditionalLatentPrior
 from outsourced.priors.faces import Faces1024, FacesGAN
 from outsourced.priors.flow import ImageFlow
 from outsourced.priors.gan import GAN
@@ -36,5 +37,6 @@ __all__ = [
     "Rings",
     "SwissRoll",
     "TwoMoons",
+    "UnconditionalLatentPrior",
     "condition_gaussian",
 ]

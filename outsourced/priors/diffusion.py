@@ -91,9 +91,7 @@ class DiffusionPrior(Prior):
 
     def _shapes(self, pipeline: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         config = pipeline.unet.config
-        check_network(config)
-        if config.get("num_class_embeds") or config.get("class_embed_type"):
-            raise ValueError("prior.path holds a class-conditional model, which needs a label")
+        check_unconditional(config)
         shape = (config.in_channels, *pair(config.sample_size))
         return shape, shape
 
@@ -223,6 +221,13 @@ def check_network(config: Any) -> None:
         )
     if config.get("time_cond_proj_dim"):
         raise ValueError("prior.path holds a guidance-distilled model, which is not supported")
+
+
+def check_unconditional(config: Any) -> None:
+    """Refuse networks that want more than a noisy sample and its time."""
+    check_network(config)
+    if config.get("num_class_embeds") or config.get("class_embed_type"):
+        raise ValueError("prior.path holds a class-conditional model, which needs a label")
 
 
 def pair(size: int | Sequence[int] | None) -> tuple[int, int]:

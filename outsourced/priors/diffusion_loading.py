@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,21 @@ def load_pipeline(
     arguments = dict(load or {})
     place = locate(path)
     if place is not None and place.is_file():
-        return _load_file(place, allowed, dtype, arguments)
+        with _quiet(True):
+            return _load_file(place, allowed, dtype, arguments)
     name, local = _find_class(path, place, arguments)
     if name not in allowed:
         raise ValueError(
             f"prior.path {path} holds a {name}, expected {' or '.join(sorted(allowed))}; "
-            "DiffusionPrior is for pixels, LatentDiffusionPrior for Stable Diffusion 1.x, 2.x, 3.x"
+            "DiffusionPrior is for pixels, LatentDiffusionPrior for Stable Diffusion 1.x, 2.x, "
+            "3.x, UnconditionalLatentPrior for LDMPipeline"
         )
     kind = getattr(diffusers, name)
     arguments = {**_dtype(dtype), **_without_unused(kind), "local_files_only": local, **arguments}
     try:
         # Not every version casts every network on its own.
-        return kind.from_pretrained(str(place or path), **arguments).to(dtype)
+        with _quiet(local):
+            return kind.from_pretrained(str(place or path), **arguments).to(dtype)
     except FAILURES as error:
         raise ValueError(_broken(path, error)) from error
 
@@ -86,6 +90,28 @@ def load_tiny_autoencoder(path: str, dtype: torch.dtype) -> Any:
         return AutoencoderTiny.from_pretrained(str(place or path), **_dtype(dtype))
     except FAILURES as error:
         raise ValueError(_broken(path, error)) from error
+
+
+@contextmanager
+def _quiet(local: bool) -> Iterator[None]:
+    """Without the libraries' advice, and without their bars where nothing is downloaded."""
+    import diffusers.utils.logging as diffusers_log
+    import transformers.utils.logging as transformers_log
+
+    logs: tuple[Any, ...] = (diffusers_log, transformers_log)
+    before = [log.get_verbosity() for log in logs]
+    shown = [log.is_progress_bar_enabled() for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        if local:
+            log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, level, bar in zip(logs, before, shown, strict=True):
+            log.set_verbosity(level)
+            if bar:
+                log.enable_progress_bar()
 
 
 def locate(path: str) -> Path | None:

@@ -150,7 +150,7 @@ class Amortized:
     def _draw(
         self, obs: Observation, n: int, proposals: int, generator: torch.Generator | None
     ) -> Draws:
-        context = self.sampler.encode(obs)
+        context = self.sampler.encode(obs, max(n, proposals))
         target = Target(self.sampler, self.posterior, obs, context, generator)
         if self.correct is None:
             return target.propose(n)

@@ -165,7 +165,7 @@ def sampler_of(problems, make_sampler):
         network = kind if kind == "convolutional" else "auto"
         options = {"informed": informed, "covariance": covariance, "network": network} | options
         if informed == "anchor":
-            options = {"lookup": 20, "climb": 3} | options
+            options = {"lookup": 20, "climb": 3, "anchors": 2} | options
         sampler = make_sampler(problem, problem.shape, problem.shape, **options)
         if sampler.anchoring is not None:
             with torch.no_grad():

@@ -104,3 +104,50 @@ def test_a_climb_improves_the_anchor(make_sampler, problems):
     assert (values[30] > values[0]).all()
     with pytest.raises(ValueError, match=r"sampler.climb must be >= 0 steps, got -1"):
         make_sampler(problem, (3,), (3,), informed="anchor", climb=-1)
+
+
+def test_paths_take_turns_at_the_best_draws(make_sampler, problems):
+    """Path i starts from the draw of rank i modulo the number of anchors, whether drawn or scored.
+
+    Mutant: ranks that go with the observation, one anchor for all, scores under another anchor
+    than the draw's, the worst draws for the best.
+    """
+    problem = problems["vector"]
+    options = {"random": False, "steps": 6, "informed": "anchor", "anchor_precision": 9.0}
+    sampler = make_sampler(problem, (3,), (3,), lookup=40, anchors=3, **options)
+    z, obs = draw(40, 3), problem.observe(2)
+    sampler.anchoring.lookup.fill(z, torch.tanh(z))
+    sampler.control.open()
+    score = problem.pairwise_log_reward(torch.tanh(z.half().float()), obs)
+    ranked = z[score.argsort(0, descending=True)[:3]]  # (3, 2, 3)
+    path = sampler.forward_path(obs, 5, torch.Generator().manual_seed(0))
+    assert (path.end - ranked[[0, 1, 2, 0, 1]]).abs().max() < 0.1
+    torch.testing.assert_close(sampler.log_ratio(path, obs), path.log_ratio, rtol=1e-4, atol=1e-3)
+    one = sampler.encode(obs).select(torch.tensor([1])).repeat(3)
+    assert (one.anchored.anchor - ranked[:, 1]).abs().max() < 1e-2
+    assert len(sampler.encode(obs, 2).embedding) == 4
+    with pytest.raises(ValueError, match=r"sampler.anchors must be in 1..lookup = 5, got 6"):
+        make_sampler(problem, (3,), (3,), informed="anchor", lookup=5, anchors=6)
+
+
+def test_several_anchors_weigh_both_modes(make_sampler, problems):
+    """Importance weights of paths from different anchors estimate one log Z without bias.
+
+    Mutant: weights that forget which anchor a path came from.
+    """
+    problem = problems["vector"]
+    obs = problem.observe(1)
+    options = {"random": False, "steps": 12, "informed": "anchor", "anchor_precision": -1.0}
+    z = draw(400, 3)
+    reward = problem.log_reward(draw(200_000, 3), obs[torch.zeros(200_000, dtype=torch.long)])
+    expected = reward.double().logsumexp(0) - math.log(200_000)
+    for anchors in (1, 4):
+        sampler = make_sampler(problem, (3,), (3,), lookup=400, anchors=anchors, **options)
+        sampler.anchoring.lookup.fill(z, torch.tanh(z))
+        sampler.control.open()
+        path = sampler.forward_path(obs, 20_000, torch.Generator().manual_seed(1))
+        weight = problem.log_reward(path.end[:, 0], obs[torch.zeros(20_000, dtype=torch.long)])
+        weight = weight.double() - path.log_ratio[:, 0].double()
+        found = weight.logsumexp(0) - math.log(20_000)
+        ess = (2 * weight.logsumexp(0) - (2 * weight).logsumexp(0)).exp()
+        assert abs(found - expected) < 4 / ess.sqrt() + 0.02

@@ -36,8 +36,9 @@ def kernels_by_hand(sampler: NoiseSampler, path: Path, obs: Observation) -> torc
     k, n, batch = len(path.z) - 1, *path.z.shape[1:3]
     ratio = torch.zeros(k, n, batch).double()
     for b in range(batch):
-        context = sampler.encode(obs[b])
+        of_paths = sampler.encode(obs[b]).repeat(n)
         for i in range(n):
+            context = of_paths.select(torch.tensor([i]))  # that of an anchor of its own, if any
             for step in range(k):
                 ratio[step, i, b] = one_step(sampler, path.z[step : step + 2, i, b], step, context)
     return ratio

@@ -128,3 +128,16 @@ def test_embedded_prompts_steer_and_the_empty_one_gives_everything(embedded):
     assert len(found.unique()) >= 9
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 8e6
     assert max(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 6e6
+
+
+def test_loading_is_silent_and_leaves_the_libraries_as_they_were(embedded, capfd):
+    """Mutant: bars and advice on every command, or bars that stay off for the caller's own
+    downloads."""
+    import diffusers.utils.logging as log
+
+    log.enable_progress_bar()
+    level = log.get_verbosity()
+    LatentDiffusionPrior("fashion_sd")
+    assert capfd.readouterr().err == ""
+    assert log.is_progress_bar_enabled()
+    assert log.get_verbosity() == level
