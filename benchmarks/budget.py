@@ -52,22 +52,33 @@ def train(run: Path, overrides: list[str], quiet: bool = False) -> None:
         raise ValueError(f"`{' '.join(call[1:])}` failed: {' '.join(last) or 'see above'}")
 
 
-def pace(overrides: list[str]) -> tuple[float, float, float]:
-    """Seconds a step of the three phases, from a training of a few steps of each."""
-    plan = Plan(PROBE, PROBE, PROBE)
+def pace(overrides: list[str], steps: Plan) -> tuple[float, float, float]:
+    """Seconds a step of the three phases, from a training of a few steps of each.
+
+    Args:
+        overrides: arguments of `train.py`.
+        steps: of the recipe; a phase of one step at most is not timed, and said to take as long as
+            the last one.
+    """
+    probed = steps.anchors > 1, steps.warm > 1, True
+    plan = Plan(PROBE * probed[0], PROBE if probed[1] else 1, PROBE)
     silent = ["logger=csv", f"trainer.log_every={LOG_EVERY}", "trainer.evaluate_every=0"]
     small = ["evaluate.observations=1", "evaluate.n=2", "trainer.save_every=1000"]
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "probe"
         train(run, [*overrides, *silent, *small, *plan.overrides()], quiet=True)
-        return read_pace(run / "csv" / "metrics.csv")
+        return read_pace(run / "csv" / "metrics.csv", probed)
 
 
-def read_pace(path: Path) -> tuple[float, float, float]:
-    """Seconds a step over the later half of each phase of a probe, from its log."""
+def read_pace(
+    path: Path, probed: tuple[bool, bool, bool] = (True, True, True)
+) -> tuple[float, float, float]:
+    """Seconds a step over the later half of each probed phase, from the log of a probe."""
     told = [(r["step"], r["seconds"]) for r in read_csv(path) if r.get("seconds")]
     seconds = {int(step): float(value) for step, value in told}
-    ends = [PROBE, 2 * PROBE, 3 * PROBE]
+    ends = [PROBE * sum(probed[: phase + 1]) for phase in range(3)]
+    last = ends[-1]
+    ends = [end if known else last for end, known in zip(ends, probed, strict=True)]
     found = [(seconds[end] - seconds[end - LOG_EVERY]) / LOG_EVERY for end in ends]
     return found[0], found[1], found[2]
 
@@ -116,7 +127,8 @@ def trained(folder: Path, overrides: list[str], minutes: float, quick: bool = Fa
     elif quick:
         steps = Plan(0, 2, 2).overrides()
     else:
-        paces = pace(overrides)
+        whole = recipe(overrides)
+        paces = pace(overrides, whole)
         anchored = paces[0] < paces[1] / 2
-        steps = plan(60 * minutes, paces, recipe(overrides), anchored).overrides()
+        steps = plan(60 * minutes, paces, whole, anchored).overrides()
     train(folder, [*overrides, *steps])

@@ -12,11 +12,12 @@ from outsourced.sampler import NoiseSampler
 from outsourced.solvers.amortized import Amortized
 
 AMORTISED = "amortised"
+_STEPPED = ("psld", "gml_dps", "latent_dps", "dps", "flow_dps", "flow_chef")
 _CHAINS = {"steps": 4, "burn_in": 2, "chains": 2, "thin": 1}
 # Efforts of --quick, by the file of configs/solver.
 QUICK: Mapping[str, Mapping[str, Any]] = {
     "amortized": {"moves": 2, "candidates": 4},
-    **{file: {"steps": 3} for file in ("psld", "gml_dps", "latent_dps", "dps", "flow_dps")},
+    **{file: {"steps": 3} for file in _STEPPED},
     "resample": {"steps": 12, "every": 4, "iterations": 3},
     "daps": {"steps": 3, "ode_steps": 1, "langevin_steps": 2},
     **{file: _CHAINS for file in ("pcn", "mala")},
@@ -117,6 +118,7 @@ CONTENDERS = (
     Contender("resample", "resample"),
     Contender("daps", "daps"),
     Contender("flow_dps", "flow_dps"),
+    Contender("flow_chef", "flow_chef"),
     Contender("pcn", "pcn", {}, {"chains": 2, "steps": 800, "burn_in": 200, "thin": 50}),
     Contender(
         "mala",

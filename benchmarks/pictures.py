@@ -17,7 +17,17 @@ from outsourced.tasks.measurement import Measurement
 SHOWN = 2  # observations of a task
 COLUMNS = (
     *(AMORTISED, f"{AMORTISED} + mala", "psld, 1000", "psld paper, 1000", "gml_dps, 1000"),
-    *("latent_dps, 1000", "dps, 1000", "resample", "daps", "mala", "hmc", "smc"),
+    *(
+        "latent_dps, 1000",
+        "dps, 1000",
+        "resample",
+        "daps",
+        "flow_dps",
+        "flow_chef",
+        "mala",
+        "hmc",
+        "smc",
+    ),
 )
 
 

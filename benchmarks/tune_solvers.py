@@ -53,6 +53,7 @@ SEARCHES: dict[str, tuple[str, dict[str, Any], Sizes]] = {
     "resample": ("resample", {}, {"omega": 0.5, "gamma": 40.0}),
     "daps": ("daps", {}, {"rate": 0.02}),
     "flow_dps": ("flow_dps", {}, {"omega": 1.0}),
+    "flow_chef": ("flow_chef", {}, {"omega": 100.0}),
 }
 METRICS = ("psnr", "residual")
 

@@ -53,19 +53,23 @@ def resolve(config: dict[str, Any], posterior: Posterior) -> dict[str, Any]:
     """The sampler's configuration with `auto` replaced by what suits the posterior.
 
     Gauss-Newton guidance and a full covariance for vector noise of a few dozen dimensions, the
-    gradient for other differentiable priors, neither for black boxes; networks as wide as the
-    noise asks for.
+    gradient for other differentiable priors and tasks, neither for black boxes; networks as wide
+    as the noise asks for.
+
+    Raises:
+        ValueError: Guidance was asked for that the posterior has no gradient for.
     """
     sampler = dict(config["sampler"])
     shape = posterior.prior.noise_shape
     if sampler["informed"] == "auto":
         small = len(shape) == 1 and shape[0] <= GAUSS_NEWTON_LIMIT
-        if not posterior.prior.differentiable:
+        if not posterior.differentiable:
             sampler["informed"] = "none"
         elif small and hasattr(posterior.task, "whitened_jacobian"):
             sampler["informed"] = "gauss_newton"
         else:
             sampler["informed"] = "gradient"
+    _check_informed(sampler, posterior)
     if sampler["covariance"] == "auto":
         full = len(shape) == 1 and shape[0] <= FULL_COVARIANCE_LIMIT
         sampler["covariance"] = "full" if full else "diagonal"
@@ -74,6 +78,23 @@ def resolve(config: dict[str, Any], posterior: Posterior) -> dict[str, Any]:
         if sampler.get(name) == "auto":
             sampler[name] = size
     return sampler
+
+
+def _check_informed(sampler: dict[str, Any], posterior: Posterior) -> None:
+    """Refuse guidance by gradients that do not exist, before a bank is built for nothing."""
+    informed, black_box = sampler["informed"], posterior.black_box
+    climbs = informed == "anchor" and sampler.get("climb", 0) > 0
+    if black_box is not None and (climbs or informed in ("gradient", "gauss_newton")):
+        asked = f"sampler.climb={sampler['climb']}" if climbs else f"sampler.informed={informed}"
+        raise ValueError(
+            f"{asked} needs the gradient of log r, but {black_box} is a black box; use "
+            "sampler.informed=anchor sampler.climb=0, or sampler.informed=none"
+        )
+    if informed == "gauss_newton" and not hasattr(posterior.task, "whitened_jacobian"):
+        raise ValueError(
+            f"sampler.informed=gauss_newton needs a measurement with a residual, got the task "
+            f"{type(posterior.task).__name__}; use sampler.informed=gradient, anchor or none"
+        )
 
 
 def _sizes(noise_shape: tuple[int, ...], dense: bool) -> dict[str, int]:

@@ -29,7 +29,7 @@ class Losses:
         draws: Of the teacher for each observation.
 
     Raises:
-        ValueError: The objective needs what the sampler or the prior does not have.
+        ValueError: The objective needs what the sampler or the posterior does not have.
     """
 
     def __init__(
@@ -54,9 +54,11 @@ class Losses:
         needs, name = self.objective.needs, type(self.objective).__name__
         if "flow" in needs and self.sampler.flow is None:
             raise ValueError(f"{name} learns a flow; add sampler.flow=true")
-        if needs & {"path_gradient", "reward_gradient"} and not self.posterior.prior.differentiable:
+        black_box = self.posterior.black_box
+        if needs & {"path_gradient", "reward_gradient"} and black_box is not None:
             raise ValueError(
-                f"{name} needs the gradient of a differentiable prior; this one is a black box"
+                f"{name} needs the gradient of log r, but {black_box} is a black box; use "
+                "objective=log_variance"
             )
         if "path_gradient" in needs and self.sampler.control.informed not in PATHWISE:
             raise ValueError(

@@ -67,14 +67,14 @@ class PathMixture:
         weights: Weight >= 0 of each source; those left out are 0.
         n: Paths for each observation.
         exploration: Relative increase of the on-policy kernels' standard deviation.
-        kernel: The moves of `refined`: `mala` (differentiable priors), `pcn`, or `auto`: the first
-            of them that fits.
+        kernel: The moves of `refined`: `mala` (no black boxes), `pcn`, or `auto`: the first of
+            them that fits.
         moves: Number of moves of `refined` at each visit.
         step: First step size of the moves; it follows their acceptance.
 
     Raises:
         ValueError: Unknown source or kernel, negative or all-zero weights, numbers out of range, or
-            `mala` for a black-box prior.
+            `mala` for a black box.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class PathMixture:
                 "paths.exploration must be >= 0, paths.moves >= 1 and paths.step in (0, 1], got "
                 f"{exploration}, {moves} and {step}"
             )
-        kernel = self._kernel(kernel, posterior.prior.differentiable)
+        kernel = self._kernel(kernel, posterior.differentiable)
         self.sampler, self.posterior, self.buffer = sampler, posterior, buffer
         self.weights = {name: float(weights.get(name, 0.0)) for name in SOURCES}
         self.exploration, self.kernel, self.moves = exploration, kernel, moves
@@ -116,7 +116,9 @@ class PathMixture:
         if kernel not in KERNELS:
             raise ValueError(f"paths.kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
         if kernel == "mala" and not differentiable:
-            raise ValueError("paths.kernel=mala needs a differentiable prior; use pcn or auto")
+            raise ValueError(
+                "paths.kernel=mala needs a differentiable prior and task; use pcn or auto"
+            )
         return ("mala" if differentiable else "pcn") if kernel == "auto" else kernel
 
     def _split(self, n: int) -> tuple[int, int, int]:

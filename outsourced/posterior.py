@@ -55,6 +55,19 @@ class Posterior:
         tensors = [*self.prior.parameters(), *self.prior.buffers()]
         return tensors[0].device if tensors else torch.device("cpu")
 
+    @property
+    def black_box(self) -> str | None:
+        """Name of the part that log r has no gradient through, if any: the prior or the task."""
+        for part in (self.prior, self.task):
+            if not part.differentiable:
+                return f"the {'prior' if part is self.prior else 'task'} {type(part).__name__}"
+        return None
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether log r has a gradient in z."""
+        return self.black_box is None
+
     def to(self, device: torch.device | str) -> "Posterior":
         """Move the prior and the task; returns itself."""
         self.prior.to(device)
@@ -101,7 +114,7 @@ class Posterior:
         """(beta log r, its gradient in z), without graph: (B,) and (B, *noise_shape).
 
         Raises:
-            ValueError: The prior is a black box.
+            ValueError: The prior or the task is a black box.
         """
         self._require_gradient("the gradient of log r")
         values, gradients = [], []
@@ -121,7 +134,7 @@ class Posterior:
         tangents through f for each z. Source: Nocedal & Wright 2006, section 10.3.
 
         Raises:
-            ValueError: Black-box prior, spatial noise, or a task without residual.
+            ValueError: Black-box prior or task, spatial noise, or a task without residual.
         """
         self._require_gradient("a Gauss-Newton matrix")
         if z.ndim != 2 or not hasattr(self.task, "whitened_jacobian"):
@@ -153,10 +166,10 @@ class Posterior:
         return self.beta * value, self.beta * gradient, self.beta * matrix
 
     def _require_gradient(self, what: str) -> None:
-        if not self.prior.differentiable:
+        if not self.differentiable:
             raise ValueError(
-                f"{what} needs a differentiable prior, but {type(self.prior).__name__} is a black "
-                "box; use sampler.informed=none and a gradient-free objective"
+                f"{what} does not exist, since {self.black_box} is a black box; use "
+                "sampler.informed=none and a gradient-free objective"
             )
 
     def features(self, obs: Observation) -> Tensor:

@@ -40,7 +40,7 @@ def _verdict(posterior: Posterior, samples: Samples, figures: dict[str, Tensor])
     weight = samples.proposal_log_weight
     candidates = 0 if weight is None else len(weight)
     corrected = samples.log_weight is None
-    return verdict(figures, candidates, corrected, posterior.prior.differentiable)
+    return verdict(figures, candidates, corrected, posterior.differentiable)
 
 
 def write_samples(

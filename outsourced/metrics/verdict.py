@@ -39,7 +39,7 @@ def verdict(
             of them, `rhat` (worst coordinate), `log_z_std`, `ess_bulk`, `residual` (sigma).
         candidates: number of proposals behind `ess`.
         corrected: whether samples were resampled or moved.
-        differentiable: whether the prior is.
+        differentiable: whether prior and task are.
     """
     good = _good(figures, candidates, corrected)
     if good is None:

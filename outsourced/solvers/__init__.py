@@ -4,6 +4,7 @@ from outsourced.solvers.amortized import Amortized
 from outsourced.solvers.base import Samples, Solver
 from outsourced.solvers.daps import DAPS
 from outsourced.solvers.dps import DPS
+from outsourced.solvers.flow_chef import FlowChef
 from outsourced.solvers.flow_dps import FlowDPS
 from outsourced.solvers.gml_dps import GMLDPS
 from outsourced.solvers.hmc import Hmc
@@ -22,6 +23,7 @@ __all__ = [
     "GMLDPS",
     "PSLD",
     "Amortized",
+    "FlowChef",
     "FlowDPS",
     "Hmc",
     "Importance",

@@ -166,13 +166,13 @@ class Chains:
     def _check_laplace(self) -> None:
         prior, task = self.posterior.prior, self.posterior.task
         vector = len(prior.noise_shape) == 1
-        if not (vector and prior.differentiable and hasattr(task, "whitened_residual")):
-            kind = "" if prior.differentiable else f"the black box {type(prior).__name__} of "
+        smooth = self.posterior.differentiable
+        if not (vector and smooth and hasattr(task, "whitened_residual")):
+            kind = "" if smooth else f", and {self.posterior.black_box} is a black box"
             raise ValueError(
                 "solver.start=laplace and solver.precondition need vector noise, a differentiable "
-                f"prior and a task with a Gaussian likelihood, got {kind}noise "
-                f"{prior.noise_shape} and {type(task).__name__}; use solver.start=prior and "
-                "solver.precondition=false"
+                f"prior and task, and a likelihood of residuals, got noise {prior.noise_shape} and "
+                f"{type(task).__name__}{kind}; use solver.start=prior and solver.precondition=false"
             )
 
     @torch.no_grad()

@@ -17,8 +17,8 @@ def check_problem(method: Any, posterior: Posterior) -> None:
         posterior: prior and task.
 
     Raises:
-        ValueError: the prior is no diffusion or flow or of the wrong kind, the task measures
-            nothing or not linearly, or beta would have no effect.
+        ValueError: the prior is no diffusion or flow or of the wrong kind, the task is a black
+            box, measures nothing or not linearly, or beta would have no effect.
     """
     name, prior, task = f"solver {method.name}", posterior.prior, posterior.task
     kind = type(prior).__name__
@@ -33,6 +33,11 @@ def check_problem(method: Any, posterior: Posterior) -> None:
     if method.latent is not None and method.latent != latent:
         wanted, other = ("latents", "dps") if method.latent else ("pixels", "psld or latent_dps")
         raise ValueError(f"{name} needs a prior on {wanted}, got {kind}; use {other}")
+    if not task.differentiable:
+        raise ValueError(
+            f"{name} needs the gradient of log r, but the task {type(task).__name__} is a black "
+            "box; use pcn or smc"
+        )
     if not isinstance(task, Measurement):
         raise ValueError(f"{name} needs a measurement y = A(x) + n, got {type(task).__name__}")
     if method.linear and not task.linear:

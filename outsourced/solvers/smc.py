@@ -60,7 +60,7 @@ class Smc:
     Args:
         posterior: prior and task.
         particles: for each observation.
-        kernel: `pcn`, `mala` or `hmc`; by default mala for a differentiable prior, else pcn.
+        kernel: `pcn`, `mala` or `hmc`; by default pcn for black boxes, else mala.
         moves: of every particle after each resampling.
         ess: conditional effective sample size of a stage, as a share in (0, 1).
         precondition: propose with mean and covariance of the observation's particles; by default
@@ -95,7 +95,7 @@ class Smc:
             raise ValueError(f"solver.ess must lie in (0, 1), got {ess}")
         if stages < 1:
             raise ValueError(f"solver.stages must be >= 1, got {stages}")
-        name = kernel or ("mala" if posterior.prior.differentiable else "pcn")
+        name = kernel or ("mala" if posterior.differentiable else "pcn")
         known = check_kernel(name, posterior, step, leapfrog)
         shape = posterior.prior.noise_shape
         fits = len(shape) == 1 and particles >= ROWS_PER_DIMENSION * shape[0]

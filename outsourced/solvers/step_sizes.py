@@ -2,9 +2,9 @@
 
 DPS: Chung et al., 2023, arXiv 2209.14687, appendix D. PSLD: Rout et al., 2023, arXiv 2307.00619,
 settings of the authors' code for Stable Diffusion 1.5 at 512 px; they run latent DPS and GML-DPS
-with the same. DAPS, ReSample and FlowDPS: see their modules. They belong to those priors and image
-sizes: other ones want a search. What `benchmarks/tune_solvers.py` found for the embedded priors at
-sigma = 0.05 lies in `tuned.json`, by prior, method, task and number of steps.
+with the same. DAPS, ReSample, FlowDPS and FlowChef: see their modules. They belong to those priors
+and image sizes: other ones want a search. What `benchmarks/tune_solvers.py` found for the embedded
+priors at sigma = 0.05 lies in `tuned.json`, by prior, method, task and number of steps.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ PUBLISHED: Mapping[str, Mapping[str, Sizes]] = {
     "resample": {ANY: {"omega": 0.5, "gamma": 40.0}},
     "daps": {ANY: {"rate": 0.02}},
     "flow_dps": {ANY: {"omega": 15.0}},
+    "flow_chef": {ANY: {"omega": 100.0}},
 }
 _OPERATORS = {
     "Inpainting": "inpaint_box",

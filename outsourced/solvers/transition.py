@@ -23,7 +23,7 @@ class Kernel:
     Attributes:
         target: acceptance that its step is adapted to.
         largest: largest step.
-        gradient: whether it needs a differentiable prior.
+        gradient: whether it needs the gradient of log r.
         step: a first step that does no harm.
     """
 
@@ -57,10 +57,9 @@ def check_kernel(
         raise ValueError(f"solver.step must be > 0{limit}, got {step}")
     if leapfrog < 1:
         raise ValueError(f"solver.leapfrog must be >= 1, got {leapfrog}")
-    if kernel.gradient and not posterior.prior.differentiable:
+    if kernel.gradient and not posterior.differentiable:
         raise ValueError(
-            f"{name} needs a differentiable prior, but {type(posterior.prior).__name__} is a black "
-            "box; use pcn"
+            f"{name} needs the gradient of log r, but {posterior.black_box} is a black box; use pcn"
         )
     return kernel
 

@@ -2,6 +2,7 @@
 
 from .base import Observation, Task
 from .blur_kernels import FixedKernel, GaussianKernel, MotionKernel
+from .codecs import JPEG, Dequantize
 from .compressed import CompressedSensing
 from .deblur import Deblur
 from .denoise import Denoise
@@ -9,15 +10,18 @@ from .free_masks import BrushStrokes, MixedMasks
 from .inpaint import Inpaint
 from .masks import FixedMask, RandomBox, RandomPixels
 from .measurement import Measurement
+from .phase import PhaseRetrieval
 from .region_masks import Outpaint, RandomHalf, RandomStripes
 from .superres import SuperResolution
 from .vectors import LinearMeasurement, NonlinearMeasurement
 
 __all__ = [
+    "JPEG",
     "BrushStrokes",
     "CompressedSensing",
     "Deblur",
     "Denoise",
+    "Dequantize",
     "FixedKernel",
     "FixedMask",
     "GaussianKernel",
@@ -29,6 +33,7 @@ __all__ = [
     "NonlinearMeasurement",
     "Observation",
     "Outpaint",
+    "PhaseRetrieval",
     "RandomBox",
     "RandomHalf",
     "RandomPixels",

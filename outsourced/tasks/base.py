@@ -141,7 +141,13 @@ class Observation:
 
 
 class Task(nn.Module):
-    """A likelihood r(x, y): how well data x explain an observation y."""
+    """A likelihood r(x, y): how well data x explain an observation y.
+
+    Attributes:
+        differentiable: whether the gradient of log r in x exists and tells something.
+    """
+
+    differentiable: bool = True
 
     def log_reward(self, x: Tensor, obs: Observation) -> Tensor:
         """Return log r(x, y) in nats, one number per sample, up to a constant of y alone.

@@ -77,6 +77,7 @@ class NonlinearMeasurement(Measurement):
             dotted path such as "outsourced.tasks.functions.absolute_first".
         data_shape: event shape of x.
         sigma: noise standard deviation, or a pair (lo, hi).
+        differentiable: whether the function's gradient exists and tells something.
 
     Raises:
         ValueError: when the path names no callable, or the function fails its probe.
@@ -87,6 +88,7 @@ class NonlinearMeasurement(Measurement):
         function: str | Callable[[Tensor], Tensor],
         data_shape: Sequence[int],
         sigma: float | Sequence[float],
+        differentiable: bool = True,
     ) -> None:
         if isinstance(function, str):
             function = _import(function)
@@ -95,6 +97,7 @@ class NonlinearMeasurement(Measurement):
         from deepinv.physics import Physics
 
         super().__init__(Physics(A=function), data_shape, sigma)
+        self.differentiable = bool(differentiable)
 
 
 def _import(path: str) -> Callable[[Tensor], Tensor]:

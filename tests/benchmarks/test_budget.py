@@ -16,6 +16,13 @@ def test_pace_is_that_of_the_later_half_of_each_phase(tmp_path):
     assert read_pace(tmp_path / "metrics.csv") == pytest.approx((1, 2, 5))
 
 
+def test_phases_of_one_step_are_not_timed(tmp_path):
+    """Mutant: ends counted as if all phases had been probed."""
+    lines = ["step,loss,seconds", "20,0.5,100", "40,0.5,140"]
+    (tmp_path / "metrics.csv").write_text("\n".join(lines))
+    assert read_pace(tmp_path / "metrics.csv", (False, False, True)) == (2.0, 2.0, 2.0)
+
+
 @pytest.mark.parametrize("anchored", [True, False])
 def test_a_plan_fills_the_time(anchored):
     """Mutant: the anchors' steps lost where there are none, or only the last phase stretched."""

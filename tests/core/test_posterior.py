@@ -153,11 +153,19 @@ def test_black_boxes_give_rewards_and_refuse_derivatives():
     posterior, z, obs = Posterior(Curved(differentiable=False), Quadratic()), draw(2, 3), observe(2)
     close(posterior.log_reward(z, obs), Posterior(Curved(), Quadratic()).log_reward(z, obs))
     for call, what in ((posterior.grad_log_reward, "gradient"), (posterior.gauss_newton, "matrix")):
-        with pytest.raises(
-            ValueError, match=rf"{what}.* differentiable prior, but Curved is a black"
-        ):
+        with pytest.raises(ValueError, match=rf"{what}.* since the prior Curved is a black box"):
             call(z, obs)
     assert posterior.prior_calls == 2  # refused before any work
+
+
+def test_black_box_tasks_refuse_derivatives_too(monkeypatch):
+    """Mutant: only the prior is asked, and rounding gives a gradient of zero everywhere."""
+    posterior, z, obs = Posterior(Curved(), Quadratic()), draw(2, 3), observe(2)
+    assert posterior.differentiable
+    monkeypatch.setattr(Quadratic, "differentiable", False)
+    assert not posterior.differentiable
+    with pytest.raises(ValueError, match="since the task Quadratic is a black box"):
+        posterior.grad_log_reward(z, obs)
 
 
 def test_gauss_newton_needs_a_residual_and_vector_noise():

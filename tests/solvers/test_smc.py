@@ -159,7 +159,7 @@ def test_errors(posterior) -> None:
         with pytest.raises(ValueError, match=text):
             Smc(posterior, **options)
     black_box = CallablePrior(lambda z: z, (3,), differentiable=False)
-    with pytest.raises(ValueError, match="hmc needs a differentiable prior, but CallablePrior"):
+    with pytest.raises(ValueError, match="hmc needs the gradient of log r, but the prior"):
         Smc(Posterior(black_box, posterior.task), kernel="hmc")
     obs, calls = observations(posterior), posterior.prior_calls
     with pytest.raises(ValueError, match="64 particles per observation, got n = 65"):

@@ -42,6 +42,31 @@ def test_auto(dim, differentiable, informed, covariance) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"informed": "gradient"}, "sampler.informed=gradient needs the gradient"),
+        ({"informed": "gauss_newton"}, "sampler.informed=gauss_newton needs the gradient"),
+        ({"informed": "anchor", "climb": 3}, "sampler.climb=3 needs the gradient"),
+    ],
+)
+@pytest.mark.parametrize("part", ["prior", "task"])
+def test_guidance_by_gradients_that_do_not_exist_is_refused(part, options, message) -> None:
+    """Before any work, naming the part and the way out.
+
+    Mutants: only the prior is asked; a failure after the bank was built; a climb along zeros.
+    """
+    posterior = build_posterior(CONFIG)
+    box = getattr(posterior, part)
+    box.differentiable = False
+    name = f"the {part} {type(box).__name__} is a black box"
+    with pytest.raises(ValueError, match=f"{message} of log r, but {name}; use .*climb=0"):
+        resolve({"sampler": {**AUTO, **options}}, posterior)
+    for allowed in ({"informed": "anchor", "climb": 0}, {"informed": "anchor"}, {}):
+        informed = allowed.get("informed", "none")
+        assert resolve({"sampler": {**AUTO, **allowed}}, posterior)["informed"] == informed
+
+
+@pytest.mark.parametrize(
     ("shape", "network", "width", "embedding"),
     [
         ((4, 8, 8), "auto", 512, 256),

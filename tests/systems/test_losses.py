@@ -140,7 +140,7 @@ def test_needs_that_are_not_met(problem) -> None:
     mixture = p.mixture()
     p.posterior.prior.differentiable = False
     for objective in (ReverseKL(), AdjointSampling()):
-        with pytest.raises(ValueError, match="this one is a black box"):
+        with pytest.raises(ValueError, match="the prior LinearGaussian is a black box"):
             Losses(p.sampler, p.posterior, objective, mixture, 4)
 
 

@@ -13,6 +13,7 @@ from outsourced.priors import CNF, LinearGaussian
 from outsourced.solvers.daps import DAPS
 from outsourced.solvers.diffusion_sampler import Diverged
 from outsourced.solvers.dps import DPS
+from outsourced.solvers.flow_chef import FlowChef
 from outsourced.solvers.flow_dps import FlowDPS
 from outsourced.solvers.gml_dps import GMLDPS
 from outsourced.solvers.latent_dps import LatentDPS
@@ -50,12 +51,13 @@ METHODS = {
     "resample": (ReSample, {"every": 2, "iterations": 20}),
     "daps": (DAPS, {"ode_steps": 2, "langevin_steps": 3}),
     "flow_dps": (FlowDPS, {"omega": 0.05}),
+    "flow_chef": (FlowChef, {"omega": 0.1}),
 }
 
 
 def build(name: str, steps: int, sigma: float = 0.05, dtype=torch.float64, **settings):
     method, defaults = METHODS[name]
-    flow = name == "flow_dps"
+    flow = name in ("flow_dps", "flow_chef")
     prior = GaussianDiffusion() if name == "dps" else GaussianLatent(flow)
     problem = posterior(prior, sigma=sigma, dtype=dtype)
     return method(problem, steps=steps, **{**defaults, **settings})
@@ -120,6 +122,7 @@ FITS = {
     "resample": (30, {"every": 3, "iterations": 150}),
     "daps": (30, {"ode_steps": 3, "langevin_steps": 40, "rate": 0.1}),
     "flow_dps": (60, {"omega": 0.5}),
+    "flow_chef": (60, {"omega": 0.5}),
 }
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from outsourced.solvers.daps import DAPS
 from outsourced.solvers.dps import DPS
+from outsourced.solvers.flow_chef import FlowChef
 from outsourced.solvers.flow_dps import FlowDPS
 from outsourced.solvers.gml_dps import GMLDPS
 from outsourced.solvers.latent_dps import LatentDPS
@@ -45,12 +46,15 @@ class Hand:
         return -(r / r.norm(dim=1, keepdim=True)) @ through @ self.G
 
 
+FLOWS = (FlowDPS, FlowChef)
+
+
 def setup(method, rows: int = 4, steps: int = 1000, **settings):
-    prior = GaussianDiffusion() if method is DPS else GaussianLatent(flow=method is FlowDPS)
+    prior = GaussianDiffusion() if method is DPS else GaussianLatent(flow=method in FLOWS)
     problem = posterior(prior, rows, SIGMA)
     solver = method(problem, steps=steps, **settings)
     obs, z = observe(problem), state(problem)
-    hand = None if method is FlowDPS else Hand(problem, obs, z, prior.alphas_cumprod[-2])
+    hand = None if method in FLOWS else Hand(problem, obs, z, prior.alphas_cumprod[-2])
     return solver, obs, z, hand
 
 
@@ -266,3 +270,23 @@ def test_flow_dps() -> None:
     moved, image = solver.step(z, first(solver, obs, 1))
     torch.testing.assert_close(moved, (1 - after) * blend + after * mixed)
     torch.testing.assert_close(image, prior.decode(blend))
+
+
+def test_flow_chef() -> None:
+    """Euler's step of the velocity, and one of descent in ẑ_0; the last step is Euler's alone.
+
+    Mutant: the gradient through the network, an unsquared norm, a sum for the mean, a steered last
+    step, the gradient scaled by the level.
+    """
+    solver, obs, z, _ = setup(FlowChef, rows=4, steps=4, omega=0.7)
+    prior, M = solver.prior, solver.task.matrix
+    s, after = 0.75, 0.5
+    clean, noise = prior.parts(z, torch.tensor(1 - s), torch.tensor(s))
+    r = obs.y - prior.decode(clean) @ M.T
+    expected = z + (after - s) * (noise - clean) + 0.7 * 2 / 4 * r @ M @ prior.D
+    moved, image = solver.step(z, first(solver, obs, 1))
+    torch.testing.assert_close(moved, expected)
+    torch.testing.assert_close(image, prior.decode(clean))
+    last, _ = solver.step(z, first(solver, obs, 3))
+    clean = prior.parts(z, torch.tensor(0.75), torch.tensor(0.25))[0]
+    torch.testing.assert_close(last, clean)
