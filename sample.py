@@ -44,8 +44,8 @@ def sample(cfg: DictConfig) -> None:
     solver = build_solver(config["solver"], posterior, sampler)
     name = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     device = torch.device(name)
+    posterior.to(device)  # before it simulates: f may be dear
     truth, obs = observations(cfg, posterior, images)
-    posterior.to(device)
     if sampler is not None:
         sampler.to(device)
     obs, truth = obs.to(device), None if truth is None else truth.to(device)

@@ -1,9 +1,9 @@
 """Diffusion pipelines with random weights: the classes and sizes of published ones, no download.
 
-    python -m benchmarks.pipelines sd15 FOLDER
+    python -m benchmarks.pipelines sd15 FOLDER       # or ldm256: latent diffusion of faces
 
 writes a folder that `prior.path=FOLDER` loads, to try settings, memory and speed before the real
-weights are there. `tiny` stands for the same classes at a size for tests.
+weights are there. `tiny` and `tiny_ldm` stand for the same classes at a size for tests.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ class Size:
 
     Attributes:
         unet: channels of the levels of the denoising network.
-        layers, heads, groups: of its blocks.
-        text: width of the prompt's embedding.
+        layers, groups: of its blocks.
+        heads: of their attention; without a prompt, the width of one.
+        text: width of the prompt's embedding; 0: there is none.
         vae: channels of the levels of the autoencoder.
         latent: side of the latents.
     """
@@ -45,6 +46,8 @@ class Size:
 SIZES = {
     "sd15": Size((320, 640, 1280, 1280), 2, 8, 32, 768, (128, 256, 512, 512), 64),
     "tiny": Size((8, 16), 1, 2, 4, 8, (4, 4, 8, 8), 4),
+    "ldm256": Size((224, 448, 672, 896), 2, 32, 32, 0, (128, 256, 512), 64),
+    "tiny_ldm": Size((8, 16), 1, 4, 4, 0, (4, 8, 8), 8),
 }
 
 
@@ -126,6 +129,52 @@ def stable_diffusion(size: Size) -> dict[str, Any]:
     return {"unet": unet, "vae": vae, "scheduler": scheduler}
 
 
+def latent_diffusion(size: Size) -> dict[str, Any]:
+    """The networks and the scheduler of an `LDMPipeline`, as CompVis' of CelebA-HQ has them."""
+    from diffusers import DDIMScheduler, UNet2DModel, VQModel
+
+    count, levels = len(size.unet), len(size.vae)
+    unet = UNet2DModel(
+        sample_size=size.latent,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=size.unet,
+        layers_per_block=size.layers,
+        attention_head_dim=size.heads,
+        norm_num_groups=size.groups,
+        down_block_types=("DownBlock2D", *("AttnDownBlock2D",) * (count - 1)),
+        up_block_types=(*("AttnUpBlock2D",) * (count - 1), "UpBlock2D"),
+    )
+    vqvae = VQModel(
+        latent_channels=3,
+        block_out_channels=size.vae,
+        layers_per_block=size.layers,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        sample_size=size.latent * 2 ** (levels - 1),
+        norm_num_groups=size.groups,
+        num_vq_embeddings=8192,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False
+    )
+    return {"unet": unet, "vqvae": vqvae, "scheduler": scheduler}
+
+
+def _with_prompt(size: Size) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    with tempfile.TemporaryDirectory() as scratch:
+        return StableDiffusionPipeline(
+            **stable_diffusion(size),
+            text_encoder=text_encoder(size.text),
+            tokenizer=tokenizer(Path(scratch)),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
 def write_pipeline(
     name: str, folder: Path, dtype: torch.dtype = torch.bfloat16, seed: int = 0
 ) -> Path:
@@ -140,20 +189,14 @@ def write_pipeline(
     Raises:
         ValueError: an unknown name.
     """
-    from diffusers import StableDiffusionPipeline
+    from diffusers import LDMPipeline
 
     if name not in SIZES:
         raise ValueError(f"a random pipeline must be one of {', '.join(SIZES)}, got {name!r}")
     torch.manual_seed(seed)
-    with built_in(dtype), tempfile.TemporaryDirectory() as scratch:
-        pipeline = StableDiffusionPipeline(
-            **stable_diffusion(SIZES[name]),
-            text_encoder=text_encoder(SIZES[name].text),
-            tokenizer=tokenizer(Path(scratch)),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+    size = SIZES[name]
+    with built_in(dtype):
+        pipeline = _with_prompt(size) if size.text else LDMPipeline(**latent_diffusion(size))
     pipeline.save_pretrained(folder)
     return folder
 

@@ -62,8 +62,8 @@ class Losses:
             raise ValueError(
                 f"{name} needs sampler.informed=none|anchor, whose inputs carry a path gradient"
             )
-        shape = needs & {"path_gradient", "reward_gradient"}
-        if shape and self.sampler.control.components > 1:
+        smooth = needs & {"path_gradient", "reward_gradient"}  # of the one Gaussian of a kernel
+        if smooth and self.sampler.control.components > 1:
             raise ValueError(
                 f"{name} needs sampler.components=1, got {self.sampler.control.components}; use "
                 "path_likelihood or a balance objective"

@@ -45,7 +45,7 @@ def observe(
     if images is None or source == "simulated":
         _, x, obs = posterior.simulate(count, generator)
         return x, obs
-    x = images[:count]
+    x = images[:count].to(posterior.device)
     return x, _measurement(posterior).sample(x, generator=generator)
 
 
@@ -72,7 +72,7 @@ def observe_picture(
             picture whose operator or noise level is not known.
     """
     task, shape = _measurement(posterior), posterior.prior.data_shape
-    x = read_image(image, shape)[None]
+    x = read_image(image, shape)[None].to(posterior.device)
     params = task.sample_operator(1, generator)
     if mask is not None:
         if "mask" not in params:
@@ -81,7 +81,8 @@ def observe_picture(
     if not observed:
         return x, task.sample(x, generator=generator, params=params, sigma=sigma)
     _require_known(task, params, mask is not None, sigma, generator)
-    level = torch.tensor([task.noise_level.lo if sigma is None else sigma])
+    params = {name: value.to(x.device) for name, value in params.items()}
+    level = torch.tensor([task.noise_level.lo if sigma is None else sigma], device=x.device)
     y = torch.where(task.observed(x, params), x, 0.0)
     obs = Observation(y, params, level)
     task.check(obs)

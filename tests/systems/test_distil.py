@@ -135,6 +135,8 @@ def test_student_resumes_bit_identically(train, interrupt_at) -> None:
 
 def test_mistakes_are_one_line(train, tmp_path) -> None:
     """Mutant: a traceback, or a prior that is accepted and ignored."""
+    options = ("sampler.components=2", "sampler.informed=none", "objective=reverse_kl")
+    assert "ReverseKL needs sampler.components=1, got 2" in train(*options).line
     assert "is not a run folder" in train(*STUDENT, tiny=False).line
     assert train().code == 0
     assert "leave task=... out" in train(*STUDENT, "task=denoise", tiny=False).line
