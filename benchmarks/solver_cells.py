@@ -41,12 +41,12 @@ class Trained:
     """A trained sampler.
 
     Attributes:
-        sampler: on the device of the work.
+        problem: the sampler and the posterior that guides it, on the device of the work.
         minutes: that all of its training took; a student's with its teacher's.
         told: what tells it from another one.
     """
 
-    sampler: NoiseSampler
+    problem: Problem
     minutes: float
     told: str
 
@@ -73,6 +73,13 @@ class Setting:
     simulated: Cases | None = None
     seconds: float | None = None
 
+    def problem(self, contender: Contender) -> tuple[Posterior, NoiseSampler | None]:
+        """The posterior that a solver works on, whose calls count, and its sampler, if any."""
+        if contender.amortised and contender.run in self.trained:
+            found = self.trained[contender.run].problem
+            return found.posterior, found.sampler
+        return self.posterior, None
+
 
 def prepare(prior: str, task: str, args: argparse.Namespace, simulate: bool = False) -> Setting:
     """Observations of the first held-out images, and the trained samplers that there are.
@@ -95,7 +102,7 @@ def prepare(prior: str, task: str, args: argparse.Namespace, simulate: bool = Fa
     setting = Setting({"prior": prior, "task": task}, posterior, obs.to(args.device), judge)
     folder = run_folder(prior, task, args)
     if folder is not None:
-        add_trained(setting, folder, args.device)
+        add_trained(setting, folder)
     if simulate:
         cases = merit.simulated(
             setting.posterior, merit.Effort(args.images, chain=0, seed=args.seed)
@@ -103,10 +110,13 @@ def prepare(prior: str, task: str, args: argparse.Namespace, simulate: bool = Fa
         found = cases.obs.to(args.device), cases.x.to(args.device)
         setting.simulated = Cases("simulated", *found)
     setting.posterior.to(args.device)
+    for found in setting.trained.values():
+        found.problem.posterior.to(args.device)
+        found.problem.sampler.to(args.device)
     return setting
 
 
-def add_trained(setting: Setting, folder: Path, device: torch.device) -> None:
+def add_trained(setting: Setting, folder: Path) -> None:
     """The sampler of a run folder, and its student in the folder named after it, if there is one.
 
     Raises:
@@ -114,12 +124,12 @@ def add_trained(setting: Setting, folder: Path, device: torch.device) -> None:
     """
     problem, minutes, told = opened(folder)
     setting.posterior = problem.posterior
-    setting.trained[""] = Trained(problem.sampler.to(device), minutes, told)
+    setting.trained[""] = Trained(problem, minutes, told)
     place = folder.with_name(f"{folder.name}-{DISTILLED}")
     if Run(place).finished:
         check_run(place, Run(folder).config)
         student, more, told = opened(place)
-        setting.trained[DISTILLED] = Trained(student.sampler.to(device), minutes + more, told)
+        setting.trained[DISTILLED] = Trained(student, minutes + more, told)
 
 
 def opened(folder: Path) -> tuple[Problem, float, str]:
@@ -172,7 +182,7 @@ def begin(contender: Contender, setting: Setting) -> tuple[Any, dict[str, object
     if contender.limited and setting.seconds is None:
         return None
     try:
-        solver = contender.build(setting.posterior, trained and trained.sampler)
+        solver = contender.build(*setting.problem(contender))
     except ValueError:
         return None
     told = described(contender, solver, setting.posterior)
@@ -191,7 +201,7 @@ def measure(
     args: argparse.Namespace,
 ) -> Record:
     """The row of a cell; one with a note where the solver gives up."""
-    posterior, obs = setting.posterior, setting.obs
+    posterior, obs = setting.problem(contender)[0], setting.obs
     n = contender.samples or args.n
     try:
         if contender.limited:
@@ -216,6 +226,8 @@ def measure(
         **calibration,
         **converged(samples),
     }
+    if contender.limited:
+        record["moves"] = solver.burn_in + solver.steps
     if contender.amortised:
         record["minutes"] = setting.trained[contender.run].minutes
     if contender.plain:

@@ -30,6 +30,7 @@ COLUMNS = (
     Column("network_backward", "backward", ".0f"),
     Column("decoder_forward", "decoder forward", ".0f"),
     Column("decoder_backward", "backward", ".0f"),
+    Column("moves", "moves", ".0f"),
     Column("megabytes", "peak MB", ".0f"),
     Column("minutes", "training min", ".1f"),
     Column("break_even", "break-even images", ".0f"),

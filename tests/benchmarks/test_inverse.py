@@ -17,6 +17,7 @@ from benchmarks.solver_cells import Setting, Trained, begin
 from benchmarks.solver_report import REAL
 from benchmarks.tables import Record, read_csv
 from benchmarks.targets import break_even, targets, with_break_even
+from outsourced.build import Problem
 from outsourced.posterior import Posterior
 from outsourced.priors import LinearGaussian
 from outsourced.solvers import Pcn
@@ -112,7 +113,8 @@ def test_cells_know_their_run_and_the_time_of_the_amortised_one(tmp_path: Path) 
 
     Mutant: the teacher's sampler for the student's row, seconds of a sample for those of all.
     """
-    posterior, obs = linear(), Namespace(y=torch.zeros(3, 1))
+    posterior, other = linear(), linear()
+    teacher, student_problem = Problem(posterior, "teacher"), Problem(other, "student")  # type: ignore[arg-type]
     obs = posterior.simulate(3, torch.Generator().manual_seed(0))[2]
     setting = Setting({"prior": "p", "task": "t"}, posterior, obs, None)  # type: ignore[arg-type]
     table = Table(tmp_path / "t.csv", {})
@@ -123,15 +125,16 @@ def test_cells_know_their_run_and_the_time_of_the_amortised_one(tmp_path: Path) 
     table.put(row)
     setting.seconds = amortised_seconds(table, setting)
     assert setting.seconds == 16 * 3 * 0.5
-    setting.trained[""] = Trained("teacher", 3.0, "trained 9 steps")  # type: ignore[arg-type]
+    setting.trained[""] = Trained(teacher, 3.0, "trained 9 steps")
     begun = begin(limited, setting)
     assert begun is not None
     assert begun[1]["settings"] == "trained 9 steps 1 chain"
     assert begin(student, setting) is None
-    setting.trained[DISTILLED] = Trained("student", 4.0, "K = 4")  # type: ignore[arg-type]
+    setting.trained[DISTILLED] = Trained(student_problem, 4.0, "K = 4")
     begun = begin(student, setting)
     assert begun is not None
     assert (begun[0].sampler, begun[1]["settings"]) == ("student", "K = 4")
+    assert begun[0].posterior is setting.problem(student)[0] is other  # the one that guides it
     mean = begin(BY_NAME[f"{AMORTISED}, mean of 16"], setting)
     assert mean is not None
     assert (mean[0].count, mean[0].solver.sampler) == (16, "teacher")
