@@ -161,10 +161,12 @@ def test_break_even_is_against_the_best_rival() -> None:
     Mutant: minutes taken for seconds, the fastest or the first rival, the images themselves or the
     distilled sampler as a rival, rows of another task, a negative number where nothing is saved.
     """
-    found = with_break_even([*rows(), *rows("superres", minutes=50.0)])
+    other = rows("superres", minutes=50.0)
+    other[-2] = {**other[-2], "seconds_one": 6.01, "perceptual": 0.1}
+    found = with_break_even([*rows(), *other])
     by_name = {(r["task"], r["solver"]): r["break_even"] for r in found}
     assert by_name["inpaint", AMORTISED] == pytest.approx(60 * 5 / 4)
-    assert by_name["superres", AMORTISED] == pytest.approx(60 * 50 / 4)
+    assert by_name["superres", AMORTISED] == pytest.approx(60 * 50 / 6)
     assert by_name["inpaint", "psld, 1000"] == by_name["inpaint", REAL] == ""
     slow = {"minutes": 1.0, "seconds_one": 5.0}
     assert break_even(slow, {"seconds_one": "4"}) == float("inf")
