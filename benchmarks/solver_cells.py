@@ -211,7 +211,6 @@ def measure(
         with counted(posterior.prior) as counts, Peak(args.device) as peak:
             samples = solver(obs, n, generator_of(args), progress=args.progress)
         calls = posterior.prior_calls - calls
-        calibration = {} if not contender.calibrated else calibrated(solver, n, setting, args)
     except ValueError as error:
         return {**about, "note": str(error)}
     record = {
@@ -223,9 +222,10 @@ def measure(
         **{name: value / count for name, value in counts.items()},
         "megabytes": peak.megabytes,
         **setting.judge(posterior, samples, obs),
-        **calibration,
         **converged(samples),
     }
+    if contender.calibrated:
+        record |= calibrated(solver, n, setting, args)
     if contender.limited:
         record["moves"] = solver.burn_in + solver.steps
     if contender.amortised:
@@ -239,16 +239,21 @@ def measure(
     return record
 
 
-def calibrated(solver: Any, n: int, setting: Setting, args: argparse.Namespace) -> dict[str, float]:
+def calibrated(solver: Any, n: int, setting: Setting, args: argparse.Namespace) -> Record:
     """What samples of simulated observations say about the truth behind them.
 
+    Where the solver gives up on them, a note instead.
+
     Raises:
-        ValueError: there are no simulated observations, or the solver gives up.
+        ValueError: there are no simulated observations.
     """
     cases = setting.simulated
     if cases is None:
         raise ValueError("calibration needs simulated observations; prepare(simulate=True)")
-    samples = solver(cases.obs, n, generator_of(args), progress=args.progress)
+    try:
+        samples = solver(cases.obs, n, generator_of(args), progress=args.progress)
+    except ValueError as error:
+        return {"note": f"on simulated images: {error}"}
     return against_draws(samples.x, cases.x, torch.Generator().manual_seed(args.seed))
 
 
