@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from benchmarks.means import Mean
 from benchmarks.posteriors import configured
 from outsourced.posterior import Posterior
 from outsourced.sampler import NoiseSampler
 from outsourced.solvers.amortized import Amortized
+from outsourced.solvers.diagnostics import FEWEST
 
-AMORTISED = "amortised"
+AMORTISED, DISTILLED = "amortised", "distilled"
 _STEPPED = ("psld", "gml_dps", "latent_dps", "dps", "flow_dps", "flow_chef")
 _CHAINS = {"steps": 4, "burn_in": 2, "chains": 2, "thin": 1}
 # Efforts of --quick, by the file of configs/solver.
@@ -24,6 +26,8 @@ QUICK: Mapping[str, Mapping[str, Any]] = {
     "hmc": {**_CHAINS, "leapfrog": 2},
     "smc": {"particles": 8, "moves": 1, "stages": 2},
 }
+CHAINS = ("pcn", "mala", "hmc", "smc")
+_PROBE = {"steps": FEWEST, "burn_in": 0, "chains": 1, "thin": 1}
 NAMES = ("omega", "gamma", "rate")  # step sizes that may come from a search
 
 
@@ -36,17 +40,39 @@ class Contender:
         file: of configs/solver; `amortized` needs a trained sampler.
         settings: changed ones.
         dear: further changes where one f(z) is many network calls: chains of fewer moves.
+        run: of the amortised ones, which run folder: PRIOR-TASK, and this behind it.
+        mean: samples of each observation whose mean is judged, 0 for the samples themselves.
+        limited: a chain of as many moves as fit into the time of the amortised sampler's run.
+        samples: of each observation, `--n` by default.
+        timing: samples of each observation in a batch that is timed, `samples` by default.
+        calibrated: whether it also samples simulated observations, whose truth is known.
     """
 
     name: str
     file: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     dear: Mapping[str, Any] = field(default_factory=dict)
+    run: str = ""
+    mean: int = 0
+    limited: bool = False
+    samples: int | None = None
+    timing: int | None = None
+    calibrated: bool = False
 
     @property
     def amortised(self) -> bool:
         """Whether it is the trained sampler, corrected or not."""
         return self.file == "amortized"
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a trained sampler without a correction."""
+        return self.amortised and "correct" not in self.settings
+
+    @property
+    def shared(self) -> bool:
+        """Whether all samples of an observation come from one piece of work."""
+        return self.file in CHAINS or self.settings.get("correct") in ("importance", "smc")
 
     def changes(self, posterior: Posterior) -> dict[str, Any]:
         """The changed settings for a prior."""
@@ -54,6 +80,8 @@ class Contender:
 
     def quick(self) -> Contender:
         """The same with so little effort that its figures mean nothing, for tests."""
+        if self.limited:
+            return self
         small = {k: v for k, v in QUICK[self.file].items() if self._has(k)}
         return replace(self, settings={**self.settings, **small}, dear={**self.dear, **small})
 
@@ -74,7 +102,8 @@ class Contender:
         if self.amortised:
             if sampler is None:
                 raise ValueError("no trained sampler; give --minutes, or a run folder in --runs")
-            return Amortized(sampler, posterior, **changes)
+            solver = Amortized(sampler, posterior, **changes)
+            return Mean(solver, self.mean) if self.mean else solver
         return configured(self.file, changes, posterior)
 
 
@@ -100,6 +129,11 @@ def corrected(kind: str, **dear: Any) -> Contender:
 def guided(name: str, file: str, **settings: Any) -> tuple[Contender, Contender]:
     """A per-instance diffusion sampler at 1000 and at 100 steps."""
     return tuple(Contender(f"{name}, {n}", file, {**settings, "steps": n}) for n in (1000, 100))  # type: ignore[return-value]
+
+
+def limited(file: str) -> Contender:
+    """A chain in the time of the amortised sampler, from the shortest, which tells its pace."""
+    return Contender(f"{file}, same time", file, _PROBE, limited=True)
 
 
 CONTENDERS = (
@@ -131,4 +165,20 @@ CONTENDERS = (
     ),
     Contender("hmc", "hmc", {}, {"chains": 2, "steps": 40, "burn_in": 20, "thin": 1}),
     Contender("smc", "smc", {}, {"particles": 8, "moves": 2}),
+)
+INVERSE = (
+    Contender(AMORTISED, "amortized"),
+    Contender(f"{AMORTISED}, mean of 16", "amortized", mean=16, samples=1),
+    corrected("importance"),
+    corrected("pcn"),
+    corrected("mala"),
+    Contender(DISTILLED, "amortized", run=DISTILLED),
+    *guided("psld", "psld"),
+    *guided("psld paper", "psld", variant="paper"),
+    *guided("gml_dps", "gml_dps"),
+    *guided("latent_dps", "latent_dps"),
+    *guided("dps", "dps"),
+    limited("pcn"),
+    limited("hmc"),
+    *(contender for contender in CONTENDERS if contender.name in ("pcn", "hmc")),
 )

@@ -109,8 +109,15 @@ def check_conditions(
                 )
 
 
-def render(args: argparse.Namespace, section: str, text: str) -> None:
-    """Write the table beside the CSV file, and into the README where it has the markers."""
+def render(args: argparse.Namespace, section: str, text: str, short: str | None = None) -> None:
+    """Write the table beside the CSV file, and into the README where it has the markers.
+
+    Args:
+        args: of the command.
+        section: of the markers.
+        text: with the table.
+        short: another text for the README, where the table is too long for it.
+    """
     write_section(args.out.with_suffix(".md"), section, text)
     if has_section(args.readme, section):
-        write_section(args.readme, section, text)
+        write_section(args.readme, section, text if short is None else short)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +15,8 @@ from outsourced.tasks.base import Observation
 from outsourced.tasks.measurement import Measurement
 
 SHOWN = 2  # observations of a task
-COLUMNS = (
+KEPT = 3  # samples of each
+NAMES = (
     *(AMORTISED, f"{AMORTISED} + mala", "psld, 1000", "psld paper, 1000", "gml_dps, 1000"),
     *(
         "latent_dps, 1000",
@@ -29,6 +30,7 @@ COLUMNS = (
         "smc",
     ),
 )
+COLUMNS = tuple((name, 1) for name in NAMES)
 
 
 def place(folder: Path, about: Mapping[str, object]) -> Path:
@@ -37,25 +39,30 @@ def place(folder: Path, about: Mapping[str, object]) -> Path:
     return folder / "pictures" / f"{re.sub('[^a-z0-9_-]+', '_', name)}.safetensors"
 
 
-def store(
-    folder: Path, about: Mapping[str, object], samples: Tensor, spread: Tensor | None
-) -> None:
-    """Keep a sample of each shown observation.
+def store(folder: Path, about: Mapping[str, object], draws: Tensor) -> None:
+    """Keep samples of each shown observation, and their spread where there are many.
 
     Args:
         folder: of all runs.
         about: what identifies the cell.
-        samples: (SHOWN, C, H, W).
-        spread: pixelwise standard deviation of many samples, (SHOWN, H, W), if known.
+        draws: (n, SHOWN, C, H, W); the first are kept.
     """
     path = place(folder, about)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {"samples": samples} | ({} if spread is None else {"spread": spread})
+    tensors = {"samples": draws[:KEPT].contiguous()}
+    if len(draws) > KEPT:
+        tensors["spread"] = draws.var(0).mean(1).sqrt()
     write_tensors(path, tensors, {})
 
 
 def cases(
-    folder: Path, name: Mapping[str, object], task: Measurement, obs: Observation, x: Tensor
+    folder: Path,
+    name: Mapping[str, object],
+    task: Measurement,
+    obs: Observation,
+    x: Tensor,
+    columns: Sequence[tuple[str, int]] = COLUMNS,
+    shown: int = SHOWN,
 ) -> list[Case]:
     """The rows of the figure for a prior and a task, of the cells that have left samples.
 
@@ -65,19 +72,28 @@ def cases(
         task: that measured.
         obs: B observations.
         x: images behind them.
+        columns: solvers, and how many samples of each are shown.
+        shown: most observations.
     """
-    paths = {solver: place(folder, {**name, "solver": solver}) for solver in COLUMNS}
+    paths = {solver: place(folder, {**name, "solver": solver}) for solver, _ in columns}
     kept = {solver: read_tensors(path)[0] for solver, path in paths.items() if path.is_file()}
     spread, mask = kept.get(AMORTISED, {}).get("spread"), obs.params.get("mask")
-    shown = min([SHOWN, len(obs), *(len(tensors["samples"]) for tensors in kept.values())])
+    pictures = {
+        f"{solver}, {i + 1}" if count > 1 else solver: kept[solver]["samples"][i]
+        for solver, count in columns
+        if solver in kept
+        for i in range(count)
+    }
+    shown = min([shown, len(obs), *(len(x) for x in pictures.values())])
     flat = obs.y if obs.y.ndim == 4 else task.adjoint(obs.y, obs.params)
     return [
         Case(
             x[i],
             flat[i],
             None if mask is None else mask[i],
-            {solver: tensors["samples"][i] for solver, tensors in kept.items()},
+            {title: images[i] for title, images in pictures.items()},
             None if spread is None else spread[i],
+            str(name["task"]) if i == 0 else "",
         )
         for i in range(shown)
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks.contenders import AMORTISED
 from benchmarks.driver import told
 from benchmarks.tables import Column, Record, markdown
@@ -17,6 +19,10 @@ COLUMNS = (
     Column("frechet", "Fréchet", ".1f"),
     Column("residual", "residual / σ", ".3f"),
     Column("std", "std", ".3f"),
+    Column("cover_50", "in 50 %", ".0%"),
+    Column("cover_90", "in 90 %", ".0%"),
+    Column("rank_p", "rank χ² p", ".2g"),
+    Column("rank_below", "p < 0.05", ".0%"),
     Column("seconds", "s / sample", ".3g"),
     Column("f_calls", "f calls", ".0f"),
     Column("f_backward", "backward", ".0f"),
@@ -24,14 +30,16 @@ COLUMNS = (
     Column("network_backward", "backward", ".0f"),
     Column("decoder_forward", "decoder forward", ".0f"),
     Column("decoder_backward", "backward", ".0f"),
+    Column("moves", "moves", ".0f"),
     Column("megabytes", "peak MB", ".0f"),
     Column("minutes", "training min", ".1f"),
+    Column("break_even", "break-even images", ".0f"),
     Column("rhat", "R-hat", ".2f"),
     Column("note", "gave up"),
 )
 
 
-def report(records: list[dict[str, str]]) -> str:
+def report(records: Sequence[Record]) -> str:
     """The text between the markers."""
     pairs = dict.fromkeys((r["prior"], r["task"]) for r in records)
     parts = []
@@ -42,15 +50,15 @@ def report(records: list[dict[str, str]]) -> str:
     return "\n\n".join([*parts, notes(records[0])])
 
 
-def speed(rows: list[dict[str, str]]) -> str:
+def speed(rows: Sequence[Record]) -> str:
     """How much faster the amortised sampler is, and what it adds to f(z)."""
     by_name = {r["solver"]: r for r in rows if r.get("seconds")}
     if AMORTISED not in by_name:
         return ""
-    ours, f = (float(by_name[AMORTISED][name]) for name in ("seconds", "seconds_f"))
+    ours, f = (float(str(by_name[AMORTISED][name])) for name in ("seconds", "seconds_f"))
     lines = [
-        f"One amortised sample takes 1/{float(by_name[name]['seconds']) / ours:.0f} of the time of "
-        f"{name} (wanted: 1/100 or less)."
+        f"One amortised sample takes 1/{float(str(by_name[name]['seconds'])) / ours:.0f} of the "
+        f"time of {name} (wanted: 1/100 or less)."
         for name in SLOW
         if name in by_name
     ]

@@ -76,6 +76,7 @@ class Case:
         mask: 1 where a pixel of the observation was seen, (1, h, w), or None.
         samples: a sample (C, H, W) of each solver, by its name.
         spread: pixelwise standard deviation of many samples of one solver, (H, W), or None.
+        label: written beside the row.
     """
 
     truth: Tensor
@@ -83,6 +84,7 @@ class Case:
     mask: Tensor | None
     samples: dict[str, Tensor]
     spread: Tensor | None
+    label: str = ""
 
 
 @styled
@@ -111,6 +113,7 @@ def comparison_figure(cases: Sequence[Case], path: str | Path) -> Path:
                 images[column] = _pixels(case.samples[name][None])
         for column, image in images.items():
             row[column].imshow(image[0].numpy(), interpolation="nearest")
+        row[0].set_ylabel(case.label.replace("_", "\n"), fontsize=6.5)
         if case.spread is not None:
             heat = case.spread.detach().float().cpu().numpy()
             row[-1].imshow(heat, cmap="magma", vmin=0, vmax=max(spreads))

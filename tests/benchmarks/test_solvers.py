@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import solvers
+from benchmarks import side_by_side, solvers
 from benchmarks.contenders import AMORTISED, CONTENDERS, QUICK, described
 from benchmarks.pictures import cases, store
+from benchmarks.side_by_side import Table
 from benchmarks.solver_cells import Setting, begin, measure
 from benchmarks.solver_report import REAL, report
-from benchmarks.solvers import Table
 from benchmarks.tables import read_csv
 from benchmarks.worth import Judge
 from outsourced.classifiers import FashionFeatures
@@ -83,7 +83,7 @@ def test_cell_counts_a_sample(judge: Judge, vae: Posterior) -> None:
     assert row["settings"] == "burn_in=5 chains=2 steps=10 thin=1"
     assert 0 < row["seconds"] < 0.1
     assert row["rhat"] > 1
-    assert stored[0][2].shape == (2, 1, 32, 32)
+    assert stored[0][2].shape == (1, 2, 1, 32, 32)
     smc = replace(BY_NAME["smc"], settings={"particles": 4, "moves": 1, "stages": 1})
     row = measure(smc, *begin(smc, setting), setting, args)
     assert "did not reach the posterior within solver.stages = 1" in row["note"]
@@ -164,14 +164,20 @@ def test_pictures_are_found_again(tmp_path: Path, judge: Judge) -> None:
     task = Inpaint((1, 32, 32), sigma=0.05)
     obs = task.sample(judge.x, torch.Generator().manual_seed(0))
     name, x = {"prior": "p", "task": "t"}, images(2, 5)
-    store(tmp_path, {**name, "solver": "psld, 1000"}, x, None)
-    store(tmp_path, {**name, "solver": AMORTISED}, x.flip(0), x[:, 0])
-    store(tmp_path, {"prior": "p", "task": "u", "solver": "daps"}, x, None)
+    draws = torch.stack([x.flip(0) + shift for shift in (0.0, 0.1, 0.2, 0.3)])
+    store(tmp_path, {**name, "solver": "psld, 1000"}, x[None])
+    store(tmp_path, {**name, "solver": AMORTISED}, draws)
+    store(tmp_path, {"prior": "p", "task": "u", "solver": "daps"}, x[None])
     rows = cases(tmp_path, name, task, obs, judge.x)
     assert [list(row.samples) for row in rows] == [[AMORTISED, "psld, 1000"]] * 2
     torch.testing.assert_close(rows[1].samples["psld, 1000"], x[1])
     torch.testing.assert_close(rows[1].samples[AMORTISED], x[0])
-    torch.testing.assert_close(rows[0].spread, x[0, 0])
+    torch.testing.assert_close(rows[0].spread, torch.full((32, 32), 0.1291), atol=1e-4, rtol=0)
+    several = cases(tmp_path, name, task, obs, judge.x, [("psld, 1000", 1), (AMORTISED, 3)], 1)
+    assert [list(row.samples) for row in several] == [
+        ["psld, 1000", *(f"{AMORTISED}, {i}" for i in (1, 2, 3))]
+    ]
+    torch.testing.assert_close(several[0].samples[f"{AMORTISED}, 3"], x[1] + 0.2)
     torch.testing.assert_close(rows[1].truth, judge.x[1])
     assert torch.equal(rows[1].mask, obs.params["mask"][1])
 
@@ -200,7 +206,7 @@ def test_command_trains_measures_and_resumes(
     assert "stages = 2" in rows["smc"]["note"]
     figure = tmp_path / "docs" / "figures" / "solvers.png"
     assert figure.stat().st_size > 10_000
-    monkeypatch.setattr(solvers, "measure", None)
+    monkeypatch.setattr(side_by_side, "measure", None)
     solvers.main(call)
     assert "dps, 1000" in capsys.readouterr().out
     with pytest.raises(

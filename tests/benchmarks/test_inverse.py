@@ -1,0 +1,263 @@
+"""The benchmark of inverse problems: calibration, equal times, break-even, targets, and a run."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import inverse, side_by_side
+from benchmarks.calibrating import against_draws, blocks
+from benchmarks.contenders import AMORTISED, DISTILLED, INVERSE
+from benchmarks.inverse_report import headline, lines, report
+from benchmarks.limits import lengthened, moves_within
+from benchmarks.means import Mean
+from benchmarks.side_by_side import Table, amortised_seconds
+from benchmarks.solver_cells import Setting, Trained, begin
+from benchmarks.solver_report import REAL
+from benchmarks.tables import Record, read_csv
+from benchmarks.targets import break_even, targets, with_break_even
+from outsourced.build import Problem
+from outsourced.posterior import Posterior
+from outsourced.priors import LinearGaussian
+from outsourced.solvers import Pcn
+from outsourced.solvers.base import Samples
+from outsourced.tasks import LinearMeasurement
+
+BY_NAME = {contender.name: contender for contender in INVERSE}
+
+
+def linear() -> Posterior:
+    return Posterior(LinearGaussian(dim=2), LinearMeasurement([[1.0, 0.0]], sigma=0.5))
+
+
+def images(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_calibration_tells_exact_draws_from_narrow_and_shifted_ones(generator) -> None:
+    """Exact draws are covered as often as their intervals claim, at few samples too.
+
+    Mutant: intervals between sample quantiles (0.33 of 50 % at n = 2), ranks of an image that are
+    averaged over observations, a p-value that is not corrected for the number of blocks.
+    """
+    truth = images(160, seed=1)
+    for n in (2, 15):
+        exact = against_draws(images(n, 160, seed=2), truth, generator)
+        assert exact["cover_50"] == pytest.approx(0.5, abs=0.02)
+        assert exact["cover_90"] == pytest.approx(0.9, abs=0.02)
+        assert exact["rank_p"] > 0.05
+        assert exact["rank_below"] <= 0.25
+    narrow = against_draws(0.5 * images(15, 160, seed=2), truth, generator)
+    assert narrow["cover_90"] < 0.7
+    assert narrow["rank_p"] < 1e-4
+    shifted = against_draws(images(15, 160, seed=2) + 0.5, truth, generator)
+    assert shifted["rank_below"] == 1
+    assert shifted["rank_p"] < 1e-8
+    assert "rank_p" not in against_draws(images(15, 5, seed=2), truth[:5], generator)
+
+
+def test_blocks_are_means_of_neighbouring_pixels() -> None:
+    """Mutant: pixels that are gathered from all over the image, or the mean of the whole of it."""
+    x = torch.zeros(2, 3, 1, 8, 8)
+    x[1, 2, 0, 2:4, 6:] = 1
+    found = blocks(x)
+    assert found.shape == (2, 3, 16)
+    assert found[1, 2].nonzero().tolist() == [[1 * 4 + 3]]
+    assert found.sum() == 1
+
+
+def test_mean_is_that_of_one_observation(generator) -> None:
+    """Mutant: a mean over observations, or of samples of two means."""
+
+    def solver(obs, n, generator=None, progress=False) -> Samples:
+        x = torch.arange(n * 2.0).reshape(n, 2, 1)
+        return Samples(x, x, None, n * 2, 1.0)
+
+    samples = Mean(solver, 2)(None, 2)
+    assert samples.x[:, :, 0].tolist() == [[1.0, 2.0], [5.0, 6.0]]
+    assert (samples.prior_calls, samples.seconds) == (8, 1.0)
+    assert samples.z.isnan().all()
+    assert samples.z.shape == samples.x.shape
+
+
+def test_limited_chains_take_the_time_that_is_left(generator, monkeypatch) -> None:
+    """The pace is that of the moves; start and samples are paid for too, half is burn-in.
+
+    Mutant: moves for the time of one chain each, no burn-in, the seconds of a move taken for those
+    of the whole probe.
+    """
+    assert moves_within(seconds=10.0, probe=0.6, calls=6, n=2) == (48, 49)
+    assert moves_within(seconds=0.1, probe=0.6, calls=6, n=2) == (0, 4)
+    assert moves_within(seconds=0.1, probe=0.6, calls=6, n=9) == (0, 9)
+    posterior = linear()
+    obs = posterior.simulate(3, generator)[2]
+    probe = Pcn(posterior, steps=4, burn_in=0, chains=1, thin=1)
+    call = Pcn.__call__
+
+    def slow(self, *given) -> Samples:
+        samples = call(self, *given)
+        samples.seconds = 0.6
+        return samples
+
+    monkeypatch.setattr(Pcn, "__call__", slow)
+    chain = lengthened(probe, obs, 2, 10.0, generator)
+    assert (type(chain), chain.burn_in, chain.steps, chain.chains) == (Pcn, 48, 49, 1)
+    monkeypatch.undo()
+    # 1 start, 97 moves and 2 samples are the 100 evaluations that fit into 10 s.
+    assert chain(obs, 2, generator).prior_calls == 100 * 3
+
+
+def test_cells_know_their_run_and_the_time_of_the_amortised_one(tmp_path: Path) -> None:
+    """Chains in the same time wait for that time; students have a run of their own.
+
+    Mutant: the teacher's sampler for the student's row, seconds of a sample for those of all.
+    """
+    posterior, other = linear(), linear()
+    teacher, student_problem = Problem(posterior, "teacher"), Problem(other, "student")  # type: ignore[arg-type]
+    obs = posterior.simulate(3, torch.Generator().manual_seed(0))[2]
+    setting = Setting({"prior": "p", "task": "t"}, posterior, obs, None)  # type: ignore[arg-type]
+    table = Table(tmp_path / "t.csv", {})
+    limited, student = BY_NAME["pcn, same time"], BY_NAME[DISTILLED]
+    assert amortised_seconds(table, setting) is None
+    assert begin(limited, setting) is None
+    row = {**setting.name, "solver": AMORTISED, "settings": "", "draws": 16, "seconds": 0.5}
+    table.put(row)
+    setting.seconds = amortised_seconds(table, setting)
+    assert setting.seconds == 16 * 3 * 0.5
+    setting.trained[""] = Trained(teacher, 3.0, "trained 9 steps")
+    begun = begin(limited, setting)
+    assert begun is not None
+    assert begun[1]["settings"] == "trained 9 steps 1 chain"
+    assert begin(student, setting) is None
+    setting.trained[DISTILLED] = Trained(student_problem, 4.0, "K = 4")
+    begun = begin(student, setting)
+    assert begun is not None
+    assert (begun[0].sampler, begun[1]["settings"]) == ("student", "K = 4")
+    assert begun[0].posterior is setting.problem(student)[0] is other  # the one that guides it
+    mean = begin(BY_NAME[f"{AMORTISED}, mean of 16"], setting)
+    assert mean is not None
+    assert (mean[0].count, mean[0].solver.sampler) == (16, "teacher")
+
+
+def rows(task: str = "inpaint", **ours: float) -> list[Record]:
+    """A task: ours takes 10 ms and 5 minutes of training, psld 3 s, its paper's variant 4 s."""
+    around = {"machine": "m", "threads": "1", "torch": "2", "device": "H100", "images": "128"}
+    around |= {"n": "16", "others": "2", "sigma": "0.05", "seed": "0", "calibrate": "all"}
+    around |= {"prior": "fashion_sd", "task": task}
+    good = {"seconds": 0.01, "seconds_one": 0.01, "seconds_f": 0.008, "minutes": 5.0}
+    good |= {"perceptual": 0.2, "frechet": 20.0, "residual": 1.05, "cover_90": 0.91, **ours}
+    psld = {"seconds": 3.01, "seconds_one": 3.01, "perceptual": 0.3, "frechet": 30.0}
+    paper = {"seconds": 4.01, "seconds_one": 4.01, "perceptual": 0.25, "frechet": 40.0}
+    fast = {"seconds": 0.001, "seconds_one": 0.002, "perceptual": 0.9}
+    named = {REAL: {"frechet": 7.0}, AMORTISED: good, DISTILLED: {**good, "seconds": 0.005}}
+    named |= {"psld, 1000": psld, "psld paper, 1000": paper, "pcn, same time": fast}
+    return [{**around, "solver": name, **figures} for name, figures in named.items()]
+
+
+def test_break_even_is_against_the_best_rival() -> None:
+    """Training is earned back by what each image saves beside the best solver, not the fastest.
+
+    Mutant: minutes taken for seconds, the fastest or the first rival, the images themselves or the
+    distilled sampler as a rival, rows of another task, a negative number where nothing is saved.
+    """
+    other = rows("superres", minutes=50.0)
+    other[-2] = {**other[-2], "seconds_one": 6.01, "perceptual": 0.1}
+    found = with_break_even([*rows(), *other])
+    by_name = {(r["task"], r["solver"]): r["break_even"] for r in found}
+    assert by_name["inpaint", AMORTISED] == pytest.approx(60 * 5 / 4)
+    assert by_name["superres", AMORTISED] == pytest.approx(60 * 50 / 6)
+    assert by_name["inpaint", "psld, 1000"] == by_name["inpaint", REAL] == ""
+    slow = {"minutes": 1.0, "seconds_one": 5.0}
+    assert break_even(slow, {"seconds_one": "4"}) == float("inf")
+    assert break_even({"seconds_one": 5.0}, {"seconds_one": "4"}) is None
+    assert break_even(slow, None) is None
+
+
+def test_targets_say_met_missed_or_open() -> None:
+    """Each bound is checked on its own side, against the better variant in each figure.
+
+    Mutant: a bound on one side of residual or coverage, PSLD's worse variant, eight good tasks
+    taken for granted where fewer are measured.
+    """
+    eight = [f"t{i}" for i in range(8)]
+    every = [row for task in eight for row in rows(task)]
+    verdicts = [line.split("**")[1] for line in targets(every).splitlines()[2:]]
+    assert verdicts == ["met"] * 7
+    text = targets(every)
+    assert "so on 8 of 8 measured tasks, worst t0: 301." in text  # 3.01 / 0.01
+    bad = {"residual": 0.85, "cover_90": 0.97, "seconds": 0.02, "minutes": 40.0}
+    some = [row for task in eight[:7] for row in rows(task)] + rows("t7", **bad)
+    told = targets(some).splitlines()[2:]
+    verdicts = [line.split("**")[1] for line in told]
+    assert verdicts == ["missed", "met", "met", "met", "missed", "missed", "missed"]
+    assert told[0].endswith("so on 7 of 8 measured tasks, worst t7: 150.")
+    assert told[5].endswith("worst t7: 97.0%.")
+    assert told[6].endswith("worst t7: 600.")
+    worse = [row for task in eight for row in rows(task, perceptual=0.27, frechet=35.0)]
+    verdicts = [line.split("**")[1] for line in targets(worse).splitlines()[2:]]
+    assert verdicts[2:4] == ["missed", "missed"]  # between the variants is not better
+    few = targets(rows())
+    assert few.count("**open**") == 7
+    assert "no task has the rows for it" in targets(rows(), prior="fashion_vae")
+
+
+def test_report_and_headline_are_of_the_rows() -> None:
+    """Mutant: the rival's figures in our columns, the fastest rival, a headline of all solvers."""
+    (line,) = lines(with_break_even(rows()))
+    assert (line["rival"], line["rival_perceptual"]) == ("psld paper, 1000", 0.25)
+    assert (line["perceptual"], line["distilled_seconds"]) == (0.2, 0.005)
+    short = headline(rows())
+    assert "| fashion_sd | inpaint | psld paper, 1000 | 0.200 | 0.250 | 20.0 | 40.0 |" in short
+    assert "H100, m, 1 thread(s), torch 2" in short
+    text = report(rows())
+    assert "break-even images" in text
+    assert "| 91% |" in text
+    assert "least perceptual distance" in text
+
+
+def test_solvers_have_the_samples_that_they_are_worth() -> None:
+    """Mutant: sixteen samples of what pays for each, one of chains; the mean calibrated."""
+    args = Namespace(solvers=None, quick=False, n=16, others=2, calibrate="all")
+    found = {c.name: c for c in inverse.chosen(args)}
+    assert {name: c.samples for name, c in found.items() if c.samples != 2} == {
+        **{AMORTISED: 16, f"{AMORTISED}, mean of 16": 1, DISTILLED: 16, "pcn": 16, "hmc": 16},
+        **{f"{AMORTISED} + {kind}": 16 for kind in ("importance", "pcn", "mala")},
+    }
+    assert found[AMORTISED].timing == 2
+    assert [name for name, c in found.items() if not c.calibrated] == [f"{AMORTISED}, mean of 16"]
+    args.calibrate = AMORTISED
+    kept = [c.name for c in inverse.chosen(args) if c.calibrated]
+    assert all(name.startswith((AMORTISED, DISTILLED)) for name in kept)
+    assert len(kept) == 5
+    args.others = 0
+    with pytest.raises(ValueError, match="--others must be >= 1, got 0"):
+        inverse.chosen(args)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_command_trains_measures_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A task in small: rows with calibration, a table, a figure; the second call runs nothing.
+
+    Mutant: cells run again, chains in the same time that run before that time is known.
+    """
+    monkeypatch.chdir(tmp_path)
+    call = ["--quick", "--minutes", "1", "--priors", "fashion_vae", "--tasks", "destripe"]
+    call += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "docs" / "i.csv")]
+    call += ["--readme", str(tmp_path / "README.md"), "--train", f"data.bank_folder={tmp_path}"]
+    inverse.main(call)
+    found = {row["solver"]: row for row in read_csv(tmp_path / "docs" / "i.csv")}
+    expected = [c.name for c in INVERSE if c.name.split(",")[0] in ("pcn", "hmc") or c.amortised]
+    assert list(found) == [REAL, *(name for name in expected if name != DISTILLED)]
+    assert 0 < float(found[AMORTISED]["cover_90"]) <= 1
+    assert float(found["pcn, same time"]["draws"]) == 2
+    assert f"untrained: {DISTILLED}" in capsys.readouterr().out
+    text = (tmp_path / "docs" / "i.md").read_text()
+    assert "no task has the rows for it" in text
+    assert "### fashion_vae, destripe" in text
+    assert (tmp_path / "docs" / "figures" / "inverse.png").stat().st_size > 5_000
+    monkeypatch.setattr(side_by_side, "measure", None)
+    inverse.main(call)
