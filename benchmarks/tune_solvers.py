@@ -8,10 +8,11 @@ For each task, solver and number of steps it runs a full grid of step sizes, hal
 two decades to each side of the start in `SEARCHES`, moves it while the best setting lies on its
 border, and ends with grids of a quarter of a decade. All images and settings of a grid run at once.
 Another number of steps starts at the best of the first, over the root of the ratio of the steps,
-half a decade to each side. Better is a higher PSNR of single samples against the truth by more than `TOLERANCE`,
-or, with --metric residual, a residual nearer to sigma. Validation images are the last of the
-held-out ones, which the tables, that use the first, never see. Every setting that was tried is a
-row of the CSV file, where the same command goes on; the best of each are in the table beside it.
+half a decade to each side. Better is a higher PSNR of single samples against the truth by more
+than `TOLERANCE`, or, with --metric residual, a residual nearer to sigma. Validation images are the
+last of the held-out ones, which the tables, that use the first, never see. Every setting that was
+tried is a row of the CSV file, where the same command goes on; the best of each are in the table
+beside it.
 With --near the first grids are small ones about the sizes that are installed for another task. The
 second command writes the best rows of a file into the package, where the solvers find them.
 """
