@@ -49,7 +49,7 @@ def test_calibration_tells_exact_draws_from_narrow_and_shifted_ones(generator) -
         assert exact["rank_p"] > 0.05
         assert exact["rank_below"] <= 0.25
     narrow = against_draws(0.5 * images(15, 160, seed=2), truth, generator)
-    assert narrow["cover_90"] < 0.7
+    assert narrow["cover_90"] < 0.75  # about 0.68
     assert narrow["rank_p"] < 1e-4
     shifted = against_draws(images(15, 160, seed=2) + 0.5, truth, generator)
     assert shifted["rank_below"] == 1
