@@ -77,14 +77,9 @@ def observe_picture(
             observed picture whose operator or noise level is not known.
     """
     task, shape = _measurement(posterior), posterior.prior.data_shape
-<<<<<<< HEAD
     x = read_image(image, shape)[None].to(posterior.device)
-    params = task.sample_operator(1, generator)
-=======
-    x = read_image(image, shape)[None]
     if mask is not None and kernel is not None:
         raise ValueError("give either mask=... or kernel=..., not both")
->>>>>>> wt-tasks
     if mask is not None:
         params = _operator_with(task, "mask", "mask", read_mask(mask, shape), generator)
     elif kernel is not None:
@@ -94,15 +89,10 @@ def observe_picture(
         params = task.sample_operator(1, generator)
     if not observed:
         return x, task.sample(x, generator=generator, params=params, sigma=sigma)
-<<<<<<< HEAD
-    _require_known(task, params, mask is not None, sigma, generator)
-    params = {name: value.to(x.device) for name, value in params.items()}
-    level = torch.tensor([task.noise_level.lo if sigma is None else sigma], device=x.device)
-=======
     given = "mask" if mask is not None else "filter" if kernel is not None else None
     _require_known(task, params, given, sigma, generator)
-    level = torch.tensor([task.noise_level.lo if sigma is None else sigma])
->>>>>>> wt-tasks
+    params = {name: value.to(x.device) for name, value in params.items()}
+    level = torch.tensor([task.noise_level.lo if sigma is None else sigma], device=x.device)
     y = torch.where(task.observed(x, params), x, 0.0)
     obs = Observation(y, params, level)
     task.check(obs)
