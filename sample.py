@@ -26,8 +26,8 @@ def observations(
     generator = torch.Generator().manual_seed(cfg.seed)
     if cfg.image is not None:
         options = cfg.mask, cfg.observed, cfg.sigma
-        return observe_picture(posterior, cfg.image, *options, generator)
-    for name in ("mask", "observed", "sigma"):
+        return observe_picture(posterior, cfg.image, *options, generator, cfg.kernel)
+    for name in ("mask", "kernel", "observed", "sigma"):
         if cfg[name]:
             raise ValueError(
                 f"{name}=... goes with image=...; other images are measured by the task"

@@ -37,16 +37,21 @@ def build_posterior(config: dict[str, Any]) -> Posterior:
         ValueError: The task does not fit the prior's data.
     """
     prior = instantiate(config["prior"])
-    task_config = dict(config["task"])
-    if "data_shape" in task_config and task_config["data_shape"] is None:
-        task_config["data_shape"] = list(prior.data_shape)
-    task = instantiate(task_config)
+    task = instantiate(_with_shape(config["task"], prior.data_shape))
     if tuple(task.data_shape) != tuple(prior.data_shape):
         raise ValueError(
             f"the task is for data of shape {tuple(task.data_shape)}, but the prior generates "
             f"{tuple(prior.data_shape)}; choose another task=... or prior=..."
         )
     return Posterior(prior, task, **config["posterior"])
+
+
+def _with_shape(config: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """A task's configuration, its `data_shape: null` filled in, also those of its parts."""
+    filled = {k: _with_shape(v, shape) if isinstance(v, dict) else v for k, v in config.items()}
+    if "data_shape" in filled and filled["data_shape"] is None:
+        filled["data_shape"] = list(shape)
+    return filled
 
 
 def resolve(config: dict[str, Any], posterior: Posterior) -> dict[str, Any]:

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from outsourced.pictures import read_image, read_mask
 from outsourced.posterior import Posterior
 from outsourced.tasks.base import Observation
+from outsourced.tasks.blur_kernels import FixedKernel
 from outsourced.tasks.measurement import Measurement
+from outsourced.tasks.mixture import Mixture
 
 SOURCES = ("test", "simulated")
 
@@ -56,6 +59,7 @@ def observe_picture(
     observed: bool,
     sigma: float | None,
     generator: torch.Generator,
+    kernel: str | Path | None = None,
 ) -> tuple[Tensor | None, Observation]:
     """The user's picture, measured by the task, or taken as the measurement itself.
 
@@ -66,21 +70,27 @@ def observe_picture(
         observed: The picture is y, and there is no truth.
         sigma: Noise level of the observation; the task's by default.
         generator: CPU generator.
+        kernel: File of a blur kernel, a picture or .npy, that replaces the task's own.
 
     Raises:
-        FileNotFoundError, ValueError: Unreadable files, a mask that does not fit, or an observed
-            picture whose operator or noise level is not known.
+        FileNotFoundError, ValueError: Unreadable files, a mask or a kernel that does not fit, or an
+            observed picture whose operator or noise level is not known.
     """
     task, shape = _measurement(posterior), posterior.prior.data_shape
     x = read_image(image, shape)[None].to(posterior.device)
-    params = task.sample_operator(1, generator)
+    if mask is not None and kernel is not None:
+        raise ValueError("give either mask=... or kernel=..., not both")
     if mask is not None:
-        if "mask" not in params:
-            raise ValueError(f"mask=... needs an inpainting run, this one is {type(task).__name__}")
-        params = {**params, "mask": read_mask(mask, shape)[None]}
+        params = _operator_with(task, "mask", "mask", read_mask(mask, shape), generator)
+    elif kernel is not None:
+        own = FixedKernel(Path(kernel)).kernel[None]
+        params = _operator_with(task, "kernel", "filter", own, generator)
+    else:
+        params = task.sample_operator(1, generator)
     if not observed:
         return x, task.sample(x, generator=generator, params=params, sigma=sigma)
-    _require_known(task, params, mask is not None, sigma, generator)
+    given = "mask" if mask is not None else "filter" if kernel is not None else None
+    _require_known(task, params, given, sigma, generator)
     params = {name: value.to(x.device) for name, value in params.items()}
     level = torch.tensor([task.noise_level.lo if sigma is None else sigma], device=x.device)
     y = torch.where(task.observed(x, params), x, 0.0)
@@ -89,10 +99,34 @@ def observe_picture(
     return None, obs
 
 
+def _operator_with(
+    task: Measurement, option: str, name: str, value: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Operator parameters with the user's own (c, h, w) in the place of the task's; smaller kernels
+    get a dark border."""
+    shape = task.param_shapes.get(name)
+    if shape is None:
+        wanted = "random masks" if option == "mask" else "random kernels"
+        raise ValueError(f"{option}=... needs a run with {wanted}, not of {type(task).__name__}")
+    rows, columns = (
+        (size - own) // 2 for size, own in zip(shape[1:], value.shape[1:], strict=True)
+    )
+    if rows < 0 or columns < 0:
+        raise ValueError(
+            f"{option}=... must be at most {shape[1]} x {shape[2]} pixels, as in training, got "
+            f"{value.shape[1]} x {value.shape[2]}"
+        )
+    mixed = isinstance(task, Mixture)
+    drawn = (
+        task.sample_operator_with(name, generator) if mixed else task.sample_operator(1, generator)
+    )
+    return {**drawn, name: pad(value, (columns, columns, rows, rows))[None]}
+
+
 def _require_known(
     task: Measurement,
     params: dict[str, Tensor],
-    has_mask: bool,
+    given: str | None,
     sigma: float | None,
     generator: torch.Generator,
 ) -> None:
@@ -109,9 +143,9 @@ def _require_known(
         )
     again = task.sample_operator(1, generator)
     for name, value in params.items():
-        given = name == "mask" and has_mask
-        if not given and not torch.equal(again[name], value):
-            raise ValueError(f"observed=true needs {name}=..., which the task draws at random")
+        if name != given and not torch.equal(again[name], value):
+            option = "kernel" if name == "filter" else name
+            raise ValueError(f"observed=true needs {option}=..., which the task draws at random")
 
 
 def _measurement(posterior: Posterior) -> Measurement:

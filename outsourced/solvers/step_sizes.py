@@ -64,7 +64,7 @@ def task_name(task: Measurement) -> str:
     masks = getattr(task.operator_sampler, "args", ())  # of the partial that `Inpaint` makes
     if name == "Inpainting" and any(isinstance(mask, RandomPixels) for mask in masks):
         return "inpaint_pixels"
-    return _OPERATORS.get(name, name)
+    return _OPERATORS.get(name) or _OPERATORS.get(type(task).__name__, name)
 
 
 def step_sizes(

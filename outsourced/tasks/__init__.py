@@ -10,6 +10,7 @@ from .free_masks import BrushStrokes, MixedMasks
 from .inpaint import Inpaint
 from .masks import FixedMask, RandomBox, RandomPixels
 from .measurement import Measurement
+from .mixture import Mixture
 from .phase import PhaseRetrieval
 from .region_masks import Outpaint, RandomHalf, RandomStripes
 from .superres import SuperResolution
@@ -29,6 +30,7 @@ __all__ = [
     "LinearMeasurement",
     "Measurement",
     "MixedMasks",
+    "Mixture",
     "MotionKernel",
     "NonlinearMeasurement",
     "Observation",

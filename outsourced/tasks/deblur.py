@@ -67,7 +67,8 @@ class Deblur(Measurement):
         """The kernel in the middle of the grid, and its transfer function in every pixel."""
         return [value, transfer(value)]
 
-    def _measurement_feature(self, obs: Observation) -> Tensor:
+    def measurement_feature(self, obs: Observation) -> Tensor:
+        """y, and where kernels differ the ridge estimate of x."""
         # A network can learn the inverse of one blur; those of all blurs it is given.
         return torch.cat([obs.y, ridge_estimate(self, obs)], 1) if obs.params else obs.y
 

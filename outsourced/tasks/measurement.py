@@ -235,8 +235,8 @@ class Measurement(Task):
 
     def log_bound(self, obs: Observation) -> Tensor:
         """Return the log_reward of data that fit y exactly, which none exceeds, float64 (B,)."""
-        seen = self.observed(obs.y, obs.params)
-        return self.noise.log_bound(obs.y, as_column(obs.sigma, obs.y), seen)
+        sigma = as_column(obs.sigma, obs.y)
+        return self.noise.log_bound(obs.y, sigma, self.observed(obs.y, obs.params))
 
     def pairwise_log_reward(self, x: Tensor, obs: Observation) -> Tensor:
         """See `Task`; at once where the operator is fixed and the noise Gaussian."""
@@ -256,13 +256,9 @@ class Measurement(Task):
 
         Args:
             obs: B observations.
-
-        Raises:
-            ValueError: when the observation does not fit the task.
         """
         self.check(obs)
-        first = self._measurement_feature(obs)
-        extra = [d for name, value in obs.params.items() for d in self.describe(name, value)]
+        first, extra = self.measurement_feature(obs), self.parameter_features(obs.params)
         if self.noise_level.varies:
             extra.append(obs.sigma.log())
         return stack_on_grid(first, extra) if first.dim() == 4 else stack_flat(first, extra)
@@ -272,8 +268,12 @@ class Measurement(Task):
         centred in the grid, numbers become constant channels."""
         return [value]
 
-    def _measurement_feature(self, obs: Observation) -> Tensor:
-        """What an encoder sees of y, on the grid of x where x is an image."""
+    def parameter_features(self, params: dict[str, Tensor]) -> list[Tensor]:
+        """Return what an encoder sees of all operator parameters."""
+        return [told for name, value in params.items() for told in self.describe(name, value)]
+
+    def measurement_feature(self, obs: Observation) -> Tensor:
+        """Return what an encoder sees of y, on the grid of x where x is an image."""
         if not is_grid(self.data_shape) or self.measurement_shape[-2:] == self.data_shape[-2:]:
             return obs.y
         if self.linear:

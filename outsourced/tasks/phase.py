@@ -48,7 +48,8 @@ class PhaseRetrieval(Measurement):
             raise ValueError(f"task.data_shape must be (C, H, W), got {shape}")
         super().__init__(Physics(A=fourier_magnitude), shape, sigma)
 
-    def _measurement_feature(self, obs: Observation) -> Tensor:
+    def measurement_feature(self, obs: Observation) -> Tensor:
+        """All magnitudes, on the grid of x."""
         # Four channels hold every second frequency each, on the image's grid; zero in the middle.
         centred = torch.fft.fftshift(obs.y.clamp_min(0).log1p(), dim=(-2, -1))
         return F.pixel_unshuffle(centred, OVERSAMPLING)

@@ -3,8 +3,11 @@
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 import outsourced.build
 from outsourced.build import build_posterior, code_version, resolve
@@ -124,3 +127,38 @@ def test_code_version(tmp_path, monkeypatch) -> None:
     assert code_version().endswith("-dirty")
     monkeypatch.setattr(outsourced.build.shutil, "which", lambda _: None)
     assert "+" not in code_version()
+
+
+OWN_FILES = {"inpaint_mask": "mask.mask", "deblur_kernel": "kernel.kernel"}
+VECTORS = ("linear", "nonlinear")
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TASKS = sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", [t for t in TASKS if t not in (*VECTORS, "physics")])
+def test_every_task_of_images_observes_the_default_prior(name, tmp_path) -> None:
+    """From its file of configs/, on the default prior: y, its features and its likelihood.
+
+    Mutants: a key that the class does not know, a size that does not fit 32 x 32 pixels, nested
+    `data_shape: null` that is left as it is, features that are not what the encoder is built for.
+    """
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    pixels = torch.full((32, 32), 255) if name == "inpaint_mask" else torch.zeros(5, 5)
+    pixels[1:4, 2] = 128
+    Image.fromarray(pixels.byte().numpy()).save(tmp_path / "own.png")
+    given = [f"task.{OWN_FILES[name]}={tmp_path}/own.png"] if name in OWN_FILES else []
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", [f"task={name}", *given])
+    whole = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(whole, dict)
+    posterior = build_posterior({str(k): whole[k] for k in ("prior", "task", "posterior")})
+    generator = torch.Generator().manual_seed(0)
+    z, _, obs = posterior.simulate(6, generator)
+    features = posterior.features(obs)
+    assert features.shape[1:] == posterior.task.feature_shape
+    assert len(posterior.task.feature_shape) == 3
+    assert features.isfinite().all()
+    true, other = posterior.log_reward(z, obs), posterior.log_reward(z.flip(0), obs)
+    assert (true > other + 5).all()

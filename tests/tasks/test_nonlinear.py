@@ -63,11 +63,13 @@ def test_jpeg_treats_each_image_by_its_own_quality():
 
 
 def test_jpeg_is_a_task_whose_encoder_sees_the_quality():
-    """Mutants: the quality left out, or raw and 30 times too large; a uniform draw."""
+    """Mutants: one draw for the batch, the quality left out, or raw and 30 times too large; a
+    uniform draw."""
     task = JPEG((1, 16, 16), (3, 50), 0.1)
     obs = task.sample(torch.zeros(4000, 1, 16, 16), generator())
     place = (obs.params["quality"] / 3).log() / math.log(50 / 3)
     assert abs(place.mean() - 0.5) < 0.025
+    assert abs(place.std() - 1 / math.sqrt(12)) < 0.02
     features = task.features(obs[:3])
     assert features.shape == (3, 2, 16, 16)
     expected = (obs.params["quality"][:3] / 30).log10()
