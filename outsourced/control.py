@@ -104,8 +104,8 @@ class Control(nn.Module):
 
         They are equal kernels at first, so the untrained sampler still is the prior.
         """
-        network: Any = self.network
-        head = (network.dense if isinstance(network, FlatNetwork) else network).head
+        flat, network = isinstance(self.network, FlatNetwork), self.network
+        head: Any = network.dense.head if flat else network.head  # type: ignore[union-attr]
         rows = head.out_features * self.components // sum(self.sizes)
         with torch.no_grad():
             nn.init.normal_(head.weight[-rows:], std=head.in_features**-0.5)

@@ -100,8 +100,8 @@ def _fits(value: Tensor, place: Tensor | None) -> bool:
 
 def _nearest(student: NoiseSampler, teacher: NoiseSampler) -> Tensor:
     """The teacher's step that starts where each of the student's does, (K,)."""
-    places = (sampler.reference.position[:-1, None] for sampler in (student, teacher))
-    return torch.cdist(*places).argmin(1)
+    own, known = (sampler.reference.position[:-1, None] for sampler in (student, teacher))
+    return torch.cdist(own, known).argmin(1)
 
 
 def _parts(

@@ -116,10 +116,10 @@ def _operator_with(
             f"{option}=... must be at most {shape[1]} x {shape[2]} pixels, as in training, got "
             f"{value.shape[1]} x {value.shape[2]}"
         )
-    mixed = isinstance(task, Mixture)
-    drawn = (
-        task.sample_operator_with(name, generator) if mixed else task.sample_operator(1, generator)
-    )
+    if isinstance(task, Mixture):
+        drawn = task.sample_operator_with(name, generator)
+    else:
+        drawn = task.sample_operator(1, generator)
     return {**drawn, name: pad(value, (columns, columns, rows, rows))[None]}
 
 

@@ -1,6 +1,7 @@
 """The noise-space sampler: draw paths without gradient, score paths with gradient."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class NoiseSampler(nn.Module):
         self.anchoring: Anchoring | None = None
         if informed == "anchor":
             shapes = self.noise_shape, conditioning.data_shape
-            settings = lookup, climb, anchor_precision, anchors, anchor_slope
+            settings: tuple[Any, ...] = lookup, climb, anchor_precision, anchors, anchor_slope
             self.anchoring = Anchoring(size, *shapes, self.dense, *settings)
             size += self.anchoring.size
         if informed == "gauss_newton":

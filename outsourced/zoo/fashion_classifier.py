@@ -46,7 +46,7 @@ def augment(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
     """
     count, _, height, width = x.shape
     padded, device = F.pad(x, (shift,) * 4, value=-1.0), x.device
-    draws = {"generator": generator, "device": device}
+    draws: dict[str, Any] = {"generator": generator, "device": device}
     offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), **draws)
     rows = torch.arange(height, device=device) + offsets[0]
     columns = torch.arange(width, device=device) + offsets[1]
@@ -89,7 +89,7 @@ def train(
     """
     from tqdm import trange
 
-    device = network.head.weight.device
+    device = next(network.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     network.requires_grad_(True).to(memory_format=torch.channels_last)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def dequantise(x: Tensor, generator: torch.Generator, noise: float = 0.0) -> Ten
     Returns:
         (B, C, H, W).
     """
-    draws = {"generator": generator, "device": generator.device}
+    draws: dict[str, Any] = {"generator": generator, "device": generator.device}
     x = x + BIN * (torch.rand(x.shape, **draws) - 0.5)
     return x + noise * torch.randn(x.shape, **draws)
 

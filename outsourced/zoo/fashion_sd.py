@@ -169,7 +169,10 @@ def train_denoiser(
     Returns:
         averaged U-Net and text encoder.
     """
-    draws = {"generator": torch.Generator(code.device).manual_seed(seed), "device": code.device}
+    draws: dict[str, Any] = {
+        "generator": torch.Generator(code.device).manual_seed(seed),
+        "device": code.device,
+    }
     captions = torch.Generator().manual_seed(seed)
     alphas = noise_schedule().alphas_cumprod.to(code.device)
     table = prompt_table(tokens)
