@@ -59,7 +59,6 @@ def train(cfg: DictConfig) -> None:
     loggers += filter(None, [instantiate(config["logger"])])
     begin(loggers, {**config, **metadata})
     if fit(run, module, data, metadata, resumed, loggers, **options) and module.global_rank == 0:
-        problem.sampler.to(problem.posterior.device)  # Lightning leaves it on the CPU
         problem.sampler.load_state_dict(module.average)
         figures = evaluate(settings.max_steps) | module.costs()
         if teacher is not None:

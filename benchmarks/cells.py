@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor
 
 from benchmarks.floor import diagonal_floor
 from benchmarks.problems import Problem
+from benchmarks.training import train_quietly
 from outsourced.bank import PairBank
 from outsourced.metrics import c2st, elbo, ess, eubo, log_z
 from outsourced.objectives import Objective
@@ -112,16 +112,7 @@ def fit(
     )
     mixture = PathMixture(sampler, posterior, ReplayBuffer(), **row.paths)
     module = SamplerTraining(sampler, posterior, row.objective(), mixture, settings)
-    trainer = lightning.Trainer(
-        max_steps=settings.max_steps,
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-    )
-    trainer.fit(module, PairData(bank, None, settings))
+    train_quietly(module, PairData(bank, None, settings), settings.max_steps)
     return module, time.process_time() - started
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 
 from benchmarks.budget import train
 from benchmarks.cells import NETWORK, Effort, fit, schedule
 from benchmarks.problems import Problem
 from benchmarks.rows import DEFAULT, FULL
+from benchmarks.training import train_quietly
 from outsourced.bank import PairBank
 from outsourced.distilling import inherit, sampler_name
 from outsourced.objectives import PathLikelihood
@@ -108,16 +108,7 @@ def teach(
     mixture = PathMixture(sampler, posterior, ReplayBuffer(), {"on_policy": 1.0})
     parts = sampler, posterior, PathLikelihood(), mixture, settings
     module = SamplerTraining(*parts, teacher=teacher)
-    trainer = lightning.Trainer(
-        max_steps=steps,
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-    )
-    trainer.fit(module, PairData(bank, None, settings))
+    train_quietly(module, PairData(bank, None, settings), steps)
     sampler.load_state_dict(module.average)
     return sampler, module.seconds
 

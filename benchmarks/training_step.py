@@ -64,24 +64,14 @@ class Step:
 
     def train(self, steps: int) -> SamplerTraining:
         """As `train.py` does it, without evaluation and checkpoints."""
-        import lightning
-
+        from benchmarks.training import train_quietly
         from outsourced.stepdata import PairData
         from outsourced.training import SamplerTraining
 
         settings = self.settings(steps)
         parts = self.sampler, self.posterior, TrajectoryBalance(), self.mixture, settings
         module = SamplerTraining(*parts)
-        trainer = lightning.Trainer(
-            max_steps=steps,
-            max_epochs=1,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
-        trainer.fit(module, PairData(self.bank, None, settings))
+        train_quietly(module, PairData(self.bank, None, settings), steps)
         return module
 
     def trained_seconds(self, steps: int, repeats: int) -> float:

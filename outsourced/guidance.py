@@ -54,8 +54,8 @@ class Context:
 
     Attributes:
         embedding: (N, c) for vector noise, (N, c, h, w) for spatial noise.
-        obs: The N observations; with several anchors N of them for N anchors rows of the others,
-            all first anchors first.
+        obs: The N observations. Of several anchors, the other tensors have N rows for each, those
+            of all first anchors first.
         laplace: Gauss-Newton approximation of each posterior, or None.
         anchored: Gaussian about each anchor of each posterior, or None.
         anchors: Number of anchors of an observation.

@@ -23,8 +23,8 @@ from outsourced.tasks.measurement import Measurement
 Sizes = Mapping[str, float]
 TUNED = Path(__file__).with_name("tuned.json")
 ANY = "any task"
-# Guidance adds up over the steps, so that more of them want shorter ones: the best of latent DPS on
-# fashion_sd fell about as the root of their number, from 30 to 100. Not so a variance or a rate.
+# Guidance adds up over the steps, so that more of them want shorter ones, here over the root of
+# their number: a guess, for want of a search at that number. Not so a variance or a rate.
 FREE_OF_STEPS = ("resample", "daps")
 _STRONG, _WEAK = {"omega": 1.0, "gamma": 0.1}, {"omega": 0.1, "gamma": 0.01}
 _LATENT = {

@@ -151,3 +151,29 @@ def test_several_anchors_weigh_both_modes(make_sampler, problems):
         found = weight.logsumexp(0) - math.log(20_000)
         ess = (2 * weight.logsumexp(0) - (2 * weight).logsumexp(0)).exp()
         assert abs(found - expected) < 4 / ess.sqrt() + 0.02
+
+
+@pytest.mark.parametrize(("kind", "network"), [("vector", "auto"), ("spatial", "convolutional")])
+def test_the_control_may_see_the_slope_at_the_anchor(make_sampler, problems, kind, network):
+    """The embedding ends with the gradient of log r - |z|^2 / 2 at the anchor, of size O(1), and
+    its log-length.
+
+    Mutant: the gradient of log r alone, that of another observation, a length over the batch.
+    """
+    problem = problems[kind]
+    sampler = make_sampler(
+        *(problem, problem.shape, problem.shape),
+        **{"informed": "anchor", "network": network, "lookup": 40, "anchor_slope": True},
+    )
+    z, obs = draw(40, *problem.shape), problem.observe(3)
+    sampler.anchoring.lookup.fill(z, torch.tanh(z))
+    context = sampler.encode(obs)
+    anchor = context.anchored.anchor.clone().requires_grad_()
+    density = problem.log_reward(anchor, obs) - 0.5 * anchor.flatten(1).square().sum(1)
+    (force,) = torch.autograd.grad(density.sum(), anchor)
+    square = force.flatten(1).square().mean(1).reshape(-1, *[1] * (anchor.ndim - 1))
+    seen = context.embedding.double()[:, -1 - problem.shape[0] :]
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(seen[:, :-1], (force / (1 + square).sqrt()).double(), **close)
+    expected = (torch.log1p(square) / 10).double().reshape(3, 1, *[1] * (anchor.ndim - 2))
+    torch.testing.assert_close(seen[:, -1:], expected.expand_as(seen[:, -1:]), **close)
