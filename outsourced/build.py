@@ -88,18 +88,28 @@ def resolve(config: dict[str, Any], posterior: Posterior) -> dict[str, Any]:
 def _check_informed(sampler: dict[str, Any], posterior: Posterior) -> None:
     """Refuse guidance by gradients that do not exist, before a bank is built for nothing."""
     informed, black_box = sampler["informed"], posterior.black_box
-    climbs = informed == "anchor" and sampler.get("climb", 0) > 0
-    if black_box is not None and (climbs or informed in ("gradient", "gauss_newton")):
-        asked = f"sampler.climb={sampler['climb']}" if climbs else f"sampler.informed={informed}"
+    dear = [name for name in ("climb", "rank") if informed == "anchor" and sampler.get(name)]
+    if black_box is not None and (dear or informed in ("gradient", "gauss_newton")):
+        asked = ", ".join(f"sampler.{name}={sampler[name]}" for name in dear or ["informed"])
         raise ValueError(
             f"{asked} needs the gradient of log r, but {black_box} is a black box; use "
-            "sampler.informed=anchor sampler.climb=0, or sampler.informed=none"
+            "sampler.informed=anchor sampler.climb=0 sampler.rank=0, or sampler.informed=none"
         )
-    if informed == "gauss_newton" and not hasattr(posterior.task, "whitened_jacobian"):
-        raise ValueError(
-            f"sampler.informed=gauss_newton needs a measurement with a residual, got the task "
-            f"{type(posterior.task).__name__}; use sampler.informed=gradient, anchor or none"
+    if hasattr(posterior.task, "whitened_jacobian"):
+        return
+    if "rank" in dear:
+        asked, instead = f"sampler.rank={sampler['rank']}", "sampler.rank=0"
+    elif informed == "gauss_newton":
+        asked, instead = (
+            "sampler.informed=gauss_newton",
+            "sampler.informed=gradient, anchor or none",
         )
+    else:
+        return
+    raise ValueError(
+        f"{asked} needs a measurement with a residual, got the task "
+        f"{type(posterior.task).__name__}; use {instead}"
+    )
 
 
 def _sizes(noise_shape: tuple[int, ...], dense: bool) -> dict[str, int]:

@@ -18,7 +18,15 @@ from outsourced.guidance import (
     GradientGuidance,
     evaluate,
 )
-from outsourced.kernels import Kernel, Mixture, rotate, strictly_lower
+from outsourced.kernels import (
+    Kernel,
+    LowRankKernel,
+    Mixture,
+    rotate,
+    strictly_lower,
+    within,
+)
+from outsourced.low_rank import LowRank
 from outsourced.networks import FlatNetwork, control_network, is_dense
 from outsourced.reference import Reference
 
@@ -216,16 +224,41 @@ class Control(nn.Module):
     def _anchor_kernel(self, z: Tensor, k: Tensor, context: Context) -> Kernel | Mixture:
         anchored = context.anchored
         assert anchored is not None
+        if isinstance(anchored, LowRank):
+            return self._low_rank_kernel(z, k, context, anchored)
         rho, spread = (self.reference.at(name, k, z) for name in ("rho", "spread"))
         delta, c = anchored.posterior(z, rho, spread)
         inputs = [z, rho * z + spread * delta, delta]
         shift, log_std, _, lower, share = self._outputs(inputs, k, context)
-        gates = self.opened + torch.tanh(ANCHOR_GAIN * self.gate[:, k])
-        mean_gate, scale_gate = gates.reshape(*gates.shape, *[1] * (z.ndim - 1))
+        mean_gate, scale_gate = self._anchor_gates(k, z.ndim)
         log_c = self._each(scale_gate * c.log())
         # The network works in the standard deviations of the Gaussian.
         delta = self._each(mean_gate * delta) + shift * (0.5 * log_c).exp()
         return self._kernel(k, delta, log_c + 2 * log_std, lower, share)
+
+    def _anchor_gates(self, k: Tensor, dims: int) -> Tensor:
+        """How far the Gaussian about the anchor counts, (2, S, 1, ...)."""
+        gates = self.opened + torch.tanh(ANCHOR_GAIN * self.gate[:, k])
+        return gates.reshape(*gates.shape, *[1] * (dims - 1))
+
+    def _low_rank_kernel(
+        self, z: Tensor, k: Tensor, context: Context, anchored: LowRank
+    ) -> LowRankKernel:
+        rho, spread = (self.reference.at(name, k, z) for name in ("rho", "spread"))
+        delta, c, c_rest = anchored.posterior(z, rho, spread)
+        inputs = [z, rho * z + spread * delta, delta]
+        shift, log_std, _, lower, _ = self._outputs(inputs, k, context)
+        mean_gate = self._anchor_gates(k, z.ndim)[0]
+        scale_gate = self._anchor_gates(k, 3)[1]
+        c, c_rest = c**scale_gate, c_rest**scale_gate
+        # The network works in the standard deviations of the Gaussian.
+        delta = mean_gate * delta + within(anchored.basis, shift, c.sqrt(), c_rest.sqrt())
+        kernel = self._kernel(k, delta, 2 * log_std, lower, shift[:, :, :0])
+        assert isinstance(kernel, Kernel)
+        w = self.reference.at("information", k, c) ** 2
+        inside, outside = (0.5 * ((1 - w).clamp_min(0) + w * part).log() for part in (c, c_rest))
+        parts = kernel.shift, kernel.log_scale, anchored.basis, kernel.lower
+        return LowRankKernel(*parts, inside, outside)
 
     def _gauss_newton_kernel(
         self, z: Tensor, k: Tensor, context: Context, guide: Tensor

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from outsourced.kernels import rotate
 from outsourced.laplace import Anchored, Laplace
+from outsourced.low_rank import LowRank
 from outsourced.networks import FlatNetwork, Modulation, VectorNetwork
 from outsourced.reference import Reference
 from outsourced.tasks.base import Observation
@@ -29,6 +30,8 @@ class Conditioning(Protocol):
     def log_reward(self, z: Tensor, obs: Observation) -> Tensor: ...
     def grad_log_reward(self, z: Tensor, obs: Observation) -> tuple[Tensor, Tensor]: ...
     def gauss_newton(self, z: Tensor, obs: Observation) -> tuple[Tensor, Tensor, Tensor]: ...
+    def random_vjp(self, z: Tensor, obs: Observation, count: int) -> Tensor: ...
+    def jvp(self, z: Tensor, obs: Observation, tangents: Tensor) -> Tensor: ...
 
 
 @dataclass
@@ -65,7 +68,7 @@ class Context:
     embedding: Tensor
     obs: Observation
     laplace: Laplace | None = None
-    anchored: Anchored | None = None
+    anchored: Anchored | LowRank | None = None
     anchors: int = 1
     once: dict[int, Modulation] = field(default_factory=dict)
 

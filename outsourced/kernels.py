@@ -61,6 +61,41 @@ class Kernel:
         return event_sum(0.5 * (eps - eta) * (eps + eta) - self.log_scale)
 
 
+class LowRankKernel(Kernel):
+    """N(shift, Sigma), Sigma^{1/2} = diag(scale) M (I + L)^{-1}, M = V diag(inside) V^T + outside
+    (I - V V^T) for orthonormal columns V (N, d, r).
+
+    Attributes:
+        log_inside: (S, N, r).
+        log_outside: (S, N, 1).
+    """
+
+    def __init__(
+        self,
+        shift: Tensor,
+        log_scale: Tensor,
+        basis: Tensor,
+        lower: Tensor | None,
+        log_inside: Tensor,
+        log_outside: Tensor,
+    ):
+        super().__init__(shift, log_scale, basis, lower)
+        self.log_inside, self.log_outside = log_inside, log_outside
+
+    def _scaled(self, value: Tensor, sign: int) -> Tensor:
+        assert self.basis is not None
+        scales = (sign * self.log_inside).exp(), (sign * self.log_outside).exp()
+        if sign < 0:
+            return within(self.basis, (-self.log_scale).exp() * value, *scales)
+        return self.log_scale.exp() * within(self.basis, value, *scales)
+
+    def log_ratio(self, eps: Tensor, eta: Tensor | None = None) -> Tensor:
+        """See `Kernel.log_ratio`."""
+        d, rank = self.basis.shape[1:]  # type: ignore[union-attr]
+        log_det = self.log_inside.sum(-1) + (d - rank) * self.log_outside[..., 0]
+        return super().log_ratio(eps, eta) - log_det
+
+
 @dataclass
 class Mixture:
     """A mixture of M kernels, for steps so large that z_{k+1} given z_k is far from Gaussian.
@@ -96,6 +131,21 @@ class Mixture:
 def rotate(basis: Tensor, value: Tensor, transpose: bool = False) -> Tensor:
     """V value, or V^T value, for V (N, d, d) and value (S, N, d)."""
     return torch.einsum("nji,snj->sni" if transpose else "nij,snj->sni", basis, value)
+
+
+def within(basis: Tensor, value: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
+    """(V diag(inside) V^T + outside (I - V V^T)) value for orthonormal columns V.
+
+    Args:
+        basis: V, (N, d, r).
+        value: (S, N, *shape) of d entries.
+        inside: factors along the columns, (S, N, r).
+        outside: factor of all other directions, (S, N, 1).
+    """
+    flat = value.flatten(2)
+    along = torch.einsum("ndr,snd->snr", basis, flat)
+    change = torch.einsum("ndr,snr->snd", basis, (inside - outside) * along)
+    return (outside * flat + change).reshape(value.shape)
 
 
 def strictly_lower(entries: Tensor, dim: int) -> Tensor:

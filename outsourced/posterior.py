@@ -1,5 +1,6 @@
 """Posterior in noise space: the only place where a prior meets a task."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -164,6 +165,70 @@ class Posterior:
         gradient = -(jacobian @ residual.unsqueeze(-1)).squeeze(-1)
         value = self.task.log_reward(x, obs)
         return self.beta * value, self.beta * gradient, self.beta * matrix
+
+    def random_vjp(self, z: Tensor, obs: Observation, count: int) -> Tensor:
+        """J^T w of count fixed draws w ~ N(0, I), for z (B, *noise_shape): (count, B,
+        *noise_shape).
+
+        J is the Jacobian of the task's whitened residual times sqrt(beta): J^T J is the
+        Gauss-Newton matrix of beta log r. The draws are the same for every z and in every call.
+
+        Raises:
+            ValueError: Black-box prior or task, or a task without residual.
+        """
+        self._require_residual("products with the Jacobian")
+        rows, each = self._rows(len(z), count)
+        parts, draws = [], None
+        for piece in self._pieces(len(rows)):
+            index = rows[piece]
+            with torch.enable_grad():
+                leaf = z[index].detach().requires_grad_()
+                x = self._decode(leaf)
+                signal = self._signal(x, obs[index], x.detach())
+                if draws is None:
+                    source = torch.Generator().manual_seed(0)
+                    draws = torch.randn(count, signal.shape[1], generator=source).to(signal)
+                (gradient,) = torch.autograd.grad((signal * draws[each[piece]]).sum(), leaf)
+            parts.append(gradient)
+        return torch.cat(parts).unflatten(0, (count, len(z)))
+
+    @torch.no_grad()
+    def jvp(self, z: Tensor, obs: Observation, tangents: Tensor) -> Tensor:
+        """J t by differences of f, for tangents (r, B, *noise_shape) of length 1 at z (B,
+        *noise_shape): (r, B, m). J: see `random_vjp`."""
+        self._require_residual("products with the Jacobian")
+        rows, each = self._rows(len(z), len(tangents))
+        x = self.decode(z)
+        start = self._signal(x, obs, x)
+        parts = []
+        for piece in self._pieces(len(rows)):
+            index = rows[piece]
+            moved = self._decode(z[index] + self._difference * tangents[each[piece], index])
+            change = self._signal(moved, obs[index], x[index]) - start[index]
+            parts.append(change / self._difference)
+        return torch.cat(parts).unflatten(0, (len(tangents), len(z)))
+
+    def _signal(self, x: Tensor, obs: Observation, about: Tensor) -> Tensor:
+        signal: Any = self.task.whitened_signal
+        return math.sqrt(self.beta) * signal(x, obs, about)
+
+    @property
+    def _difference(self) -> float:
+        """Length of a difference in noise: rounding and curvature of f err alike."""
+        return max(0.01, math.sqrt(torch.finfo(PRECISIONS[self.precision]).eps))
+
+    def _rows(self, batch: int, count: int) -> tuple[Tensor, Tensor]:
+        """Index of z and of the product in each of count * batch rows."""
+        index = torch.arange(count * batch, device=self.device)
+        return index % batch, index // batch
+
+    def _require_residual(self, what: str) -> None:
+        self._require_gradient(what)
+        if not hasattr(self.task, "whitened_signal"):
+            raise ValueError(
+                f"{what} need a measurement with a residual, got the task "
+                f"{type(self.task).__name__}; use sampler.rank=0"
+            )
 
     def _require_gradient(self, what: str) -> None:
         if not self.differentiable:

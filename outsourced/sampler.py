@@ -53,9 +53,13 @@ class NoiseSampler(nn.Module):
         climb: Gradients of log r by which an anchor is improved; `anchor` only, 0 for black boxes.
         anchors: Draws that become anchors of an observation; its paths take turns, so that they
             differ where the observation is silent; `anchor` only.
-        anchor_precision: First log-precision of the Gaussian about an anchor; `anchor` only.
+        anchor_precision: First log-precision of the Gaussian about an anchor; `anchor` only. With
+            a rank, of what is added to its curvature.
         anchor_slope: Whether the control also sees the gradient of log r at the anchor; `anchor`
             only, one gradient an observation.
+        rank: Directions of the curvature at an anchor that are found by products with the Jacobian
+            of f, 0 for none; `anchor` only. Costs 2 rank + 4 passes of f an anchor and step.
+        newton: Gauss-Newton steps in that span; `anchor` only.
         anchor_steps: Most Gauss-Newton steps from the predicted anchor; `gauss_newton` only.
         flow: Also build the state flow log F(z_k, y) - log N(z_k) that sub-trajectory balance
             learns.
@@ -84,6 +88,8 @@ class NoiseSampler(nn.Module):
         anchors: int = 1,
         anchor_precision: float = 4.0,
         anchor_slope: bool = False,
+        rank: int = 0,
+        newton: int = 1,
         anchor_steps: int = 10,
         flow: bool = False,
         max_rows: int = 6400,
@@ -104,6 +110,9 @@ class NoiseSampler(nn.Module):
         if informed == "anchor":
             shapes = self.noise_shape, conditioning.data_shape
             settings: tuple[Any, ...] = lookup, climb, anchor_precision, anchors, anchor_slope
+            if rank and components > 1:
+                raise ValueError(f"sampler.rank needs sampler.components=1, got {components}")
+            settings = *settings, rank, newton
             self.anchoring = Anchoring(size, *shapes, self.dense, *settings)
             size += self.anchoring.size
         if informed == "gauss_newton":

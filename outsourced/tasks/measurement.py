@@ -207,9 +207,20 @@ class Measurement(Task):
         """
         change = directional(self.apply, self.linear, columns, x, obs.params)
         # Masks and noise levels are those of the batch: a factor per observation, not per tangent.
+        return (change * self._slope(x, obs)).flatten(2)
+
+    def whitened_signal(self, x: Tensor, obs: Observation, about: Tensor) -> Tensor:
+        """Return what has `whitened_jacobian` at `about` as its derivative in x there, (B, m).
+
+        Args:
+            x, about: data, (B, *data_shape).
+            obs: B observations.
+        """
+        return (self.apply(x, obs.params) * self._slope(about, obs)).flatten(1)
+
+    def _slope(self, x: Tensor, obs: Observation) -> Tensor:
         slope = self.noise.slope(self.apply(x, obs.params), as_column(obs.sigma, obs.y))
-        factor = -self.observed(obs.y, obs.params).to(x.dtype) * slope
-        return (change * factor).flatten(2)
+        return -self.observed(obs.y, obs.params).to(x.dtype) * slope
 
     def count(self, obs: Observation) -> Tensor:
         """Return the number of observed entries of each observation, float (B,)."""
