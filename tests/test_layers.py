@@ -25,10 +25,11 @@ LAYERS = (
     {"posterior"},
     {"denoising", "distilling"},
     {"sampler"},
+    {"scoring"},
     {"control"},
     {"guidance"},
     {"anchoring"},
-    {"pictures", "lookup"},
+    {"pictures", "lookup", "low_rank"},
     {
         *(
             "moves",

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Observation, Task
+from .base import Observation
 from .checks import check_pairs, check_params, check_shape
 from .features import is_grid, resized, stack_flat, stack_on_grid
-from .jacobian import directional
 from .noise_level import as_column, as_sigma
 from .noise_models import GaussianNoise, noise_model
 from .operators import OperatorSampler, draw_operator
@@ -19,9 +18,10 @@ from .pairwise import pairwise_gaussian
 from .probe import check_physics, probe_adjoint, probe_forward, probe_gain, probe_intensity
 from .ranges import PositiveRange
 from .stateless import noise_reaches, stateless
+from .whitening import Whitened
 
 
-class Measurement(Task):
+class Measurement(Whitened):
     """y = A(x) + n with A any deepinv Physics, linear or not, and n white Gaussian or shot noise.
 
     The noise of the task replaces that of the physics. Where the physics masks its noise
@@ -183,44 +183,6 @@ class Measurement(Task):
         noisy = self.noise.draw(clean, as_column(sigma, clean), generator)
         y = torch.where(self.observed(clean, params), noisy, clean)
         return Observation(y, params, sigma)
-
-    def whitened_residual(self, x: Tensor, obs: Observation) -> Tensor:
-        """Return (y - A x) in standard deviations, (B, m), exactly 0 at entries not observed.
-
-        Args:
-            x: data, (B, *data_shape).
-            obs: B observations.
-        """
-        self.check(obs, x)
-        clean = self.apply(x, obs.params)
-        residual = self.noise.whiten(obs.y, clean, as_column(obs.sigma, obs.y))
-        return torch.where(self.observed(obs.y, obs.params), residual, 0.0).flatten(1)
-
-    def whitened_jacobian(self, columns: Tensor, x: Tensor, obs: Observation) -> Tensor:
-        """Return J along tangents of x, (d, B, m): -J^T residual is the gradient of log_reward,
-        and J^T J its Fisher information. Under Gaussian noise, the derivative of the residual.
-
-        Args:
-            columns: d tangents for each x, (d, B, *data_shape).
-            x: data, (B, *data_shape).
-            obs: B observations.
-        """
-        change = directional(self.apply, self.linear, columns, x, obs.params)
-        # Masks and noise levels are those of the batch: a factor per observation, not per tangent.
-        return (change * self._slope(x, obs)).flatten(2)
-
-    def whitened_signal(self, x: Tensor, obs: Observation, about: Tensor) -> Tensor:
-        """Return what has `whitened_jacobian` at `about` as its derivative in x there, (B, m).
-
-        Args:
-            x, about: data, (B, *data_shape).
-            obs: B observations.
-        """
-        return (self.apply(x, obs.params) * self._slope(about, obs)).flatten(1)
-
-    def _slope(self, x: Tensor, obs: Observation) -> Tensor:
-        slope = self.noise.slope(self.apply(x, obs.params), as_column(obs.sigma, obs.y))
-        return -self.observed(obs.y, obs.params).to(x.dtype) * slope
 
     def count(self, obs: Observation) -> Tensor:
         """Return the number of observed entries of each observation, float (B,)."""

@@ -121,13 +121,13 @@ class PoissonNoise:
             )
 
 
-NOISES: dict[str, type[GaussianNoise | PoissonNoise]] = {
+NOISES: dict[str, type[NoiseModel]] = {
     "gaussian": GaussianNoise,
     "poisson": PoissonNoise,
 }
 
 
-def noise_model(name: str) -> GaussianNoise | PoissonNoise:
+def noise_model(name: str) -> NoiseModel:
     """The noise of a task by name.
 
     Raises:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from outsourced.build import load_run
+from outsourced.distilling import inherit
 from outsourced.losses import Losses
 from outsourced.objectives import PathLikelihood
 from outsourced.run import CHECKPOINT, METRICS
@@ -90,6 +91,22 @@ def test_observations_of_a_lesson_are_mixed(problem) -> None:
         losses.distil(batch, 6, kind, generator, generator)
         far = seen[-1].abs().amax(1) > 100
         assert far.tolist() == [False] * (6 - count) + [True] * count
+
+
+def test_the_control_of_a_student_is_trained(train) -> None:
+    """From the weights that it inherits; the encoder, whose anchors are the teacher's, too.
+
+    Mutant: a student whose control is frozen, or whose weights are the inherited ones.
+    """
+    assert train().code == 0
+    assert train(*STUDENT, tiny=False).code == 0
+    teacher, student = load_run("r").sampler, load_run("r-2").sampler
+    trained = {name: value.clone() for name, value in student.named_parameters()}
+    inherit(student, teacher)
+    moved = {k for k, v in student.named_parameters() if (v - trained[k]).abs().max() > 1e-5}
+    control = {name for name in trained if name.startswith("control.")}
+    assert len(control & moved) > 0.8 * len(control)
+    assert any(name.startswith("encoder.") for name in moved)
 
 
 def test_student_run_needs_no_teacher(train, sample, tmp_path) -> None:
