@@ -12,8 +12,9 @@ from benchmarks.tables import read_csv
 from outsourced.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
-PROBE = 40  # steps of each phase; the later half is timed, for the first ones start things up
-LOG_EVERY = 20
+# Steps of each phase; the later half is timed, for the first ones start things up. The longer probe
+# follows where it takes less than so many seconds.
+PROBES, PATIENCE = (8, 40), 60.0
 QUICKLY = ("data.bank_size=256", "sampler.lookup=128")
 
 
@@ -61,25 +62,37 @@ def pace(overrides: list[str], steps: Plan) -> tuple[float, float, float]:
             the last one.
     """
     probed = steps.anchors > 1, steps.warm > 1, True
-    plan = Plan(PROBE * probed[0], PROBE if probed[1] else 1, PROBE)
-    silent = ["logger=csv", f"trainer.log_every={LOG_EVERY}", "trainer.evaluate_every=0"]
+    for probe in PROBES:
+        found = probe_pace(overrides, probe, probed)
+        seconds = sum(each for each, known in zip(found, probed, strict=True) if known)
+        if seconds * PROBES[-1] > PATIENCE:
+            break
+    return found
+
+
+def probe_pace(
+    overrides: list[str], probe: int, probed: tuple[bool, bool, bool]
+) -> tuple[float, float, float]:
+    """`pace`, from a training of so many steps of each probed phase."""
+    plan = Plan(probe * probed[0], probe if probed[1] else 1, probe)
+    silent = ["logger=csv", f"trainer.log_every={probe // 2}", "trainer.evaluate_every=0"]
     small = ["evaluate.observations=1", "evaluate.n=2", "trainer.save_every=1000"]
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "probe"
         train(run, [*overrides, *silent, *small, *plan.overrides()], quiet=True)
-        return read_pace(run / "csv" / "metrics.csv", probed)
+        return read_pace(run / "csv" / "metrics.csv", probe, probed)
 
 
 def read_pace(
-    path: Path, probed: tuple[bool, bool, bool] = (True, True, True)
+    path: Path, probe: int, probed: tuple[bool, bool, bool] = (True, True, True)
 ) -> tuple[float, float, float]:
     """Seconds a step over the later half of each probed phase, from the log of a probe."""
     told = [(r["step"], r["seconds"]) for r in read_csv(path) if r.get("seconds")]
     seconds = {int(step): float(value) for step, value in told}
-    ends = [PROBE * sum(probed[: phase + 1]) for phase in range(3)]
-    last = ends[-1]
+    ends = [probe * sum(probed[: phase + 1]) for phase in range(3)]
+    last, half = ends[-1], probe // 2
     ends = [end if known else last for end, known in zip(ends, probed, strict=True)]
-    found = [(seconds[end] - seconds[end - LOG_EVERY]) / LOG_EVERY for end in ends]
+    found = [(seconds[end] - seconds[end - half]) / half for end in ends]
     return found[0], found[1], found[2]
 
 

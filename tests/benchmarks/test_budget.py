@@ -2,25 +2,40 @@
 
 import pytest
 
-from benchmarks.budget import LOG_EVERY, PROBE, Plan, plan, read_pace, recipe
+from benchmarks import budget
+from benchmarks.budget import Plan, pace, plan, read_pace, recipe
 
 
 def test_pace_is_that_of_the_later_half_of_each_phase(tmp_path):
     """The first steps of a phase are slow. Mutant: means over whole phases, or over the run."""
     lines, clock = ["step,loss,seconds"], 0.0
-    for step in range(1, 3 * PROBE + 1):
-        phase, age = (step - 1) // PROBE, (step - 1) % PROBE
-        clock += (1, 2, 5)[phase] * (10 if age < LOG_EVERY else 1)
-        lines.append(f"{step},0.5,{clock if step % LOG_EVERY == 0 else ''}")
+    for step in range(1, 3 * 40 + 1):
+        phase, age = (step - 1) // 40, (step - 1) % 40
+        clock += (1, 2, 5)[phase] * (10 if age < 20 else 1)
+        lines.append(f"{step},0.5,{clock if step % 20 == 0 else ''}")
     (tmp_path / "metrics.csv").write_text("\n".join(lines))
-    assert read_pace(tmp_path / "metrics.csv") == pytest.approx((1, 2, 5))
+    assert read_pace(tmp_path / "metrics.csv", 40) == pytest.approx((1, 2, 5))
+
+
+@pytest.mark.parametrize(("seconds", "probes"), [(1.0, [8, 40]), (3.0, [8])])
+def test_slow_steps_are_probed_shortly(monkeypatch, seconds, probes):
+    """Mutant: the pace of the short probe, which starts things up, for fast steps too."""
+    asked = []
+
+    def fake(overrides, probe, probed):
+        asked.append(probe)
+        return (0.0, 0.0, seconds if probe == 8 else seconds / 2)
+
+    monkeypatch.setattr(budget, "probe_pace", fake)
+    assert pace([], Plan(0, 1, 100))[2] == (seconds / 2 if len(probes) == 2 else seconds)
+    assert asked == probes
 
 
 def test_phases_of_one_step_are_not_timed(tmp_path):
     """Mutant: ends counted as if all phases had been probed."""
     lines = ["step,loss,seconds", "20,0.5,100", "40,0.5,140"]
     (tmp_path / "metrics.csv").write_text("\n".join(lines))
-    assert read_pace(tmp_path / "metrics.csv", (False, False, True)) == (2.0, 2.0, 2.0)
+    assert read_pace(tmp_path / "metrics.csv", 40, (False, False, True)) == (2.0, 2.0, 2.0)
 
 
 @pytest.mark.parametrize("anchored", [True, False])
