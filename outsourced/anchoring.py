@@ -34,7 +34,8 @@ class Anchoring(nn.Module):
         precision: Log-precision at initialisation; with a rank, of what is added to the curvature
             in all directions, since f is straight only so far. Closed gates keep the untrained
             sampler the prior.
-        anchors: Draws that become anchors of an observation; its paths take turns.
+        anchors: Draws that become anchors of an observation; its paths take turns, or, with a
+            rank, have as many as Laplace's evidence of each says.
         rank: Directions of the curvature of log r at an anchor, by products with the Jacobian of
             f, and one learned precision for all others; 0 for one along each coordinate.
         newton: Gauss-Newton steps of low rank by which an anchor is improved after the climb.
@@ -80,11 +81,12 @@ class Anchoring(nn.Module):
 
     def forward(
         self, embedding: Tensor, obs: Observation, rewards: Rewards, anchors: int
-    ) -> tuple[Anchored | LowRank, Tensor]:
+    ) -> tuple[Anchored | LowRank, Tensor, Tensor | None]:
         """Gaussians about the anchors of B observations, differentiable in the precisions alone,
-        and the embedding with the anchors beside it, and with log r's gradients there.
+        the embedding with the anchors beside it, and with log r's gradients there, and the shares
+        of the anchors by Laplace's evidence, (anchors, B), with a rank.
 
-        Both have anchors B rows, all first anchors first.
+        The first two have anchors B rows, all first anchors first.
         """
         anchor = self.lookup(rewards, obs, anchors)
         if anchors > 1:
@@ -92,25 +94,28 @@ class Anchoring(nn.Module):
             embedding, obs = embedding[rows], obs[rows]
         if self.steps:
             anchor = climb(lambda z: rewards.grad_log_reward(z, obs), anchor, self.steps)
-        anchored = self._gaussian(anchor, embedding, obs, rewards)
+        anchored, evidence = self._gaussian(anchor, embedding, obs, rewards)
+        share = None if evidence is None else evidence.unflatten(0, (anchors, -1)).softmax(0)
         parts = [anchor := anchored.anchor]
         if self.slope:
             parts += self._slope(anchor, obs, rewards)
         if self.dense:
-            return anchored, torch.cat([embedding, *(part.flatten(1) for part in parts)], 1)
+            flat = torch.cat([embedding, *(part.flatten(1) for part in parts)], 1)
+            return anchored, flat, share
         grid = anchor.shape[-2:]
         maps = (part.expand(-1, -1, *grid) for part in parts)
-        return anchored, torch.cat([embedding, *maps], 1)
+        return anchored, torch.cat([embedding, *maps], 1), share
 
     def _gaussian(
         self, anchor: Tensor, embedding: Tensor, obs: Observation, rewards: Rewards
-    ) -> Anchored | LowRank:
+    ) -> tuple[Anchored | LowRank, Tensor | None]:
         log_curvature = (self.precision + self.log_curvature(embedding)).clamp(-LIMIT, LIMIT)
         if not self.rank:
-            return Anchored(anchor, log_curvature.reshape(anchor.shape).exp())
-        found = fit_low_rank(rewards, anchor, obs, self.rank, self.newton)
+            return Anchored(anchor, log_curvature.reshape(anchor.shape).exp()), None
+        found, reward = fit_low_rank(rewards, anchor, obs, self.rank, self.newton)
         local = log_curvature.flatten(1).mean(1, keepdim=True).exp()
-        return replace(found, curvature=found.curvature + local, rest=found.rest + local)
+        narrow = replace(found, curvature=found.curvature + local, rest=found.rest + local)
+        return narrow, found.log_z(reward)
 
     @staticmethod
     def _slope(anchor: Tensor, obs: Observation, rewards: Rewards) -> list[Tensor]:

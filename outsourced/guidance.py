@@ -6,7 +6,7 @@ step. By Stein's identity for the Gaussian N(rho_k z_k, spread_k^2 I), delta is 
 of spread_k * grad log r(z_K): zero of the force spread_k * grad log r(guess) - delta(guess).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -62,6 +62,7 @@ class Context:
         laplace: Gauss-Newton approximation of each posterior, or None.
         anchored: Gaussian about each anchor of each posterior, or None.
         anchors: Number of anchors of an observation.
+        share: Of the paths of an observation that each anchor has, (anchors, N); None: all alike.
         once: What networks have computed from the embedding alone, by their identity.
     """
 
@@ -70,24 +71,32 @@ class Context:
     laplace: Laplace | None = None
     anchored: Anchored | LowRank | None = None
     anchors: int = 1
+    share: Tensor | None = None
     once: dict[int, Modulation] = field(default_factory=dict)
 
     def repeat(self, n: int) -> "Context":
         """n copies along the batch, ordered as `Tensor.repeat`: (n N, ...).
 
-        Of several anchors each copy has one, in turn.
+        Of several anchors each copy has one, in turn or by their shares.
         """
         if n == self.anchors == 1:
             return self
         count, device = len(self.obs), self.embedding.device
         each = torch.arange(count, device=device)
-        turn = torch.arange(n, device=device) % self.anchors
-        return self._rows((count * turn[:, None] + each).flatten(), each.repeat(n), 1)
+        turn = torch.arange(n, device=device)[:, None]
+        if self.share is None:
+            turn = turn % self.anchors
+        else:  # evenly over the shares: each anchor's copies are as many, up to one
+            place = ((turn + 0.5) / n).expand(n, count).T.contiguous().to(self.share)
+            reached = self.share.cumsum(0).T[:, :-1].contiguous()
+            turn = torch.searchsorted(reached, place).T
+        return self._rows((count * turn + each).flatten(), each.repeat(n), 1)
 
     def select(self, index: Tensor) -> "Context":
         """The observations at `index` (n,), with all their anchors."""
         first = len(self.obs) * torch.arange(self.anchors, device=index.device)
-        return self._rows((first[:, None] + index).flatten(), index, self.anchors)
+        found = self._rows((first[:, None] + index).flatten(), index, self.anchors)
+        return replace(found, share=None if self.share is None else self.share[:, index])
 
     def _rows(self, rows: Tensor, index: Tensor, anchors: int) -> "Context":
         laplace = None if self.laplace is None else self.laplace.select(rows)

@@ -107,8 +107,9 @@ def expand(problem: Linearised, z: Tensor, obs: Observation, rank: int) -> LowRa
 @torch.no_grad()
 def fit_low_rank(
     problem: Linearised, start: Tensor, obs: Observation, rank: int, steps: int
-) -> LowRank:
-    """Climb log r(z) - |z|^2 / 2 by Gauss-Newton steps of low rank; the Gaussian at their end.
+) -> tuple[LowRank, Tensor]:
+    """Climb log r(z) - |z|^2 / 2 by Gauss-Newton steps of low rank; the Gaussian at their end, and
+    log r at its anchor, (B,).
 
     A step is tried at the lengths `SHRINK`, and each sample keeps the best of them, or stays. The
     curvature is that of the last step, one behind its anchor: products are the cost.
@@ -136,4 +137,5 @@ def fit_low_rank(
             score = torch.where(better, reached, score)
         z = best
     assert found is not None
-    return LowRank(z, found.basis, found.curvature, found.rest)
+    reward = score + 0.5 * z.flatten(1).square().sum(-1)
+    return LowRank(z, found.basis, found.curvature, found.rest), reward

@@ -32,7 +32,8 @@ class NoiseSampler(PathScores):
             `anchor` only. `Lookup.fill` them before use.
         climb: Gradients of log r by which an anchor is improved; `anchor` only, 0 for black boxes.
         anchors: Draws that become anchors of an observation; its paths take turns, so that they
-            differ where the observation is silent; `anchor` only.
+            differ where the observation is silent, or, with a rank, have as many as Laplace's
+            evidence of each says; `anchor` only.
         anchor_precision: First log-precision of the Gaussian about an anchor; `anchor` only. With
             a rank, of what is added to its curvature.
         anchor_slope: Whether the control also sees the gradient of log r at the anchor; `anchor`
@@ -124,8 +125,9 @@ class NoiseSampler(PathScores):
         if self.anchoring is not None:
             most = self.anchoring.anchors
             anchors = most if paths is None else min(most, paths)
-            anchored, embedding = self.anchoring(embedding, obs, self.conditioning, anchors)
-            return Context(embedding, obs, anchored=anchored, anchors=anchors)
+            found = self.anchoring(embedding, obs, self.conditioning, anchors)
+            anchored, embedding, share = found
+            return Context(embedding, obs, None, anchored, anchors, share)
         if self.control.informed != "gauss_newton":
             return Context(embedding, obs)
         start = self.anchor(embedding)[:, : self.noise_shape[0]].detach()

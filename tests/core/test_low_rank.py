@@ -163,12 +163,13 @@ def test_one_step_ends_at_the_mean_of_a_linear_problem():
     problem = Mixing(draw(5, 24, seed=1), (2, 4, 3))
     obs, start = problem.observe(4), 3 * draw(4, 2, 4, 3, seed=2)
     mean, covariance, _ = problem.exact(obs)
-    found = fit_low_rank(problem, start, obs, 8, 1)
+    found, reward = fit_low_rank(problem, start, obs, 8, 1)
+    torch.testing.assert_close(reward, problem.log_reward(found.anchor, obs))
     torch.testing.assert_close(found.anchor.flatten(1), mean, rtol=1e-5, atol=1e-5)
     eye = torch.eye(24, dtype=DOUBLE)
     torch.testing.assert_close(torch.linalg.inv(eye + dense(found)), covariance, atol=1e-5, rtol=0)
     bent = Mixing(problem.matrix, problem.shape, bend=0.9)
-    found = fit_low_rank(bent, start, obs, 8, 30)
+    found, _ = fit_low_rank(bent, start, obs, 8, 30)
     _, gradient = bent.grad_log_reward(found.anchor, obs)
     assert (gradient - found.anchor).flatten(1).norm(dim=1).max() < 1e-3
 
@@ -228,6 +229,42 @@ def test_drawing_and_scoring_agree(filled, shape, network, covariance):
     alone = sampler.forward_path(obs[1], 4, torch.Generator().manual_seed(0))
     again = sampler.log_ratio(alone, obs[1])
     torch.testing.assert_close(again, alone.log_ratio, rtol=1e-6, atol=1e-6)
+
+
+def test_anchors_have_paths_by_their_evidence(filled):
+    """Of two modes, +-3, that a square cannot tell apart but for a factor of 3 in their weight.
+
+    Mutant: turns, the shares of another observation, evidence without the determinant (the
+    narrower mode has as much height), a share that is forgotten by a selection.
+    """
+
+    class Square(Mixing):
+        def apply(self, z: Tensor) -> Tensor:
+            u = super().apply(z)
+            return u.abs() * torch.where(u > 0, 1.0, 3.0) + torch.where(u > 0, 0.0, -6.0)
+
+        def jacobian(self, z: Tensor, obs: Observation) -> Tensor:
+            u = z.flatten(1) @ self.matrix.T
+            slope = torch.where(u > 0, -1.0, 3.0) / obs.sigma[:, None]
+            return slope[:, :, None] * self.matrix
+
+    problem = Square(torch.eye(2, dtype=DOUBLE)[:1], (2,))
+    obs = Observation(
+        torch.tensor([[3.0], [0.5]], dtype=DOUBLE), {}, torch.full((2,), 0.1).to(DOUBLE)
+    )
+    sampler = filled(problem, opened=True, steps=6, anchors=2, rank=2, anchor_precision=-14.0)
+    z = torch.tensor([[3.0, 0.0], [-3.0, 0.0]], dtype=DOUBLE).repeat(25, 1)
+    sampler.anchoring.lookup.fill(z, problem.apply(z))
+    lookup = sampler.anchoring.lookup
+    lookup.z[2:] = 30.0
+    lookup.x[2:] = 300.0
+    context = sampler.encode(obs)
+    assert context.share.shape == (2, 2)
+    end = sampler.forward_path(obs[0], 64, torch.Generator().manual_seed(0)).end[:, 0, 0]
+    assert (end > 0).sum() == 48
+    alone = context.select(torch.tensor([1]))
+    torch.testing.assert_close(alone.share, sampler.encode(obs[1]).share)
+    assert len(alone.repeat(5).obs) == 5
 
 
 def test_the_precision_outside_is_learned(filled):
