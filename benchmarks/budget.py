@@ -30,13 +30,16 @@ class Plan:
     warm: int
     balance: int
 
-    def overrides(self) -> list[str]:
-        """Arguments of `train.py`."""
+    def overrides(self, points: int = 0) -> list[str]:
+        """Arguments of `train.py`, with so many evaluations along the way; 0: not told."""
         warm = self.anchors + self.warm
+        total = warm + self.balance
+        every = [f"trainer.evaluate_every={max(1, total // points)}"] if points else []
         return [
             f"trainer.anchor_steps={self.anchors}",
             f"trainer.warm_steps={warm}",
-            f"trainer.max_steps={warm + self.balance}",
+            f"trainer.max_steps={total}",
+            *every,
         ]
 
 
@@ -123,7 +126,9 @@ def plan(seconds: float, paces: tuple[float, float, float], steps: Plan, anchore
     return Plan(round(first), max(1, round(warm)), round(balance))
 
 
-def trained(folder: Path, overrides: list[str], minutes: float, quick: bool = False) -> None:
+def trained(
+    folder: Path, overrides: list[str], minutes: float, quick: bool = False, points: int = 0
+) -> None:
     """Train a run for a time; one that was stopped goes on with the steps that it had.
 
     Args:
@@ -131,17 +136,18 @@ def trained(folder: Path, overrides: list[str], minutes: float, quick: bool = Fa
         overrides: arguments of `train.py`.
         minutes: of training, in steps by the pace of a short one.
         quick: instead of that a few steps, on a small bank, for tests.
+        points: evaluations along the way, 0 to leave that to the overrides.
     """
     overrides = [*overrides, *(QUICKLY if quick else ())]
     if folder.exists():
         config = Run(folder).config["trainer"]
         names = ("anchor_steps", "warm_steps", "max_steps")
-        steps = [f"trainer.{name}={config[name]}" for name in names]
+        steps = [f"trainer.{name}={config[name]}" for name in (*names, "evaluate_every")]
     elif quick:
-        steps = Plan(0, 2, 2).overrides()
+        steps = Plan(0, 2, 2).overrides(points)
     else:
         whole = recipe(overrides)
         paces = pace(overrides, whole)
         anchored = paces[0] < paces[1] / 2
-        steps = plan(60 * minutes, paces, whole, anchored).overrides()
+        steps = plan(60 * minutes, paces, whole, anchored).overrides(points)
     train(folder, [*overrides, *steps])

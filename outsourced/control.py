@@ -32,7 +32,7 @@ from outsourced.reference import Reference
 
 INFORMED = ("none", "anchor", "gradient", "gauss_newton")
 PATHWISE = ("none", "anchor")  # whose inputs carry the gradient of the path
-COVARIANCES = ("diagonal", "full")
+COVARIANCES = ("fixed", "diagonal", "full")
 LOG_SCALE_LIMIT = 6.0  # a learned standard deviation moves by at most e^6 from its base
 ANCHOR_GAIN = 10.0  # of gates that training opens before its first step
 GATE_GAIN = 30.0  # lets the gates open before the network learns to do without them
@@ -48,7 +48,8 @@ class Control(nn.Module):
         informed: `none`, `anchor` (guess from a Gaussian about a given point, of learned width),
             `gradient` (grad log r at a learned guess of z_K) or `gauss_newton` (vector noise only:
             guess, covariance and step from a Laplace approximation).
-        covariance: `diagonal`, or `full` (vector noise only: a learned triangular factor on top).
+        covariance: `diagonal`, `full` (vector noise only: a learned triangular factor on top), or
+            `fixed`: that of the Gaussian which guides the kernel, or else the reference's.
         width, depth: Size of the network.
         network: `dense`, `convolutional` (spatial noise only), or `auto`, see `is_dense`.
         components: Gaussians that a kernel is a mixture of; more than one for dense networks only.
@@ -75,7 +76,7 @@ class Control(nn.Module):
         self._check(noise_shape, informed, covariance)
         self._check_components(components, is_dense(noise_shape, network))
         self.reference, self.components = reference, components
-        self.informed, self.full = informed, covariance == "full"
+        self.informed, self.full, self.fixed = informed, covariance == "full", covariance == "fixed"
         d = self.channels = noise_shape[0]
         triangle = d * (d - 1) // 2 if self.full else 0
         gain, shares = d if informed == "gradient" else 0, components if components > 1 else 0
@@ -177,6 +178,8 @@ class Control(nn.Module):
         out = evaluate(self.network, joint, k, context)
         shift, log_std, gain, lower, share = out.split(self.sizes, 2)
         log_std = LOG_SCALE_LIMIT * torch.tanh(log_std / LOG_SCALE_LIMIT)
+        if self.fixed:
+            log_std = torch.zeros_like(log_std)
         return self._parts(shift), self._parts(log_std), gain, self._parts(lower), share
 
     def _parts(self, value: Tensor) -> Tensor:

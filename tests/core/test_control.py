@@ -253,3 +253,21 @@ def test_bad_options_are_refused(shape, options, message):
     """Mutant: a silent fall-back to the diagonal, uninformed control."""
     with pytest.raises(ValueError, match=message):
         control(shape, **options)
+
+
+@pytest.mark.parametrize("informed", ["none", "gradient", "gauss_newton"])
+def test_a_fixed_covariance_is_that_of_the_guide(linear, informed):
+    """With random weights: the untrained kernel's, for any state; means still are learned.
+
+    Mutant: an option that is accepted and ignored.
+    """
+    obs, z = linear.observe(2), draw(5, 2, 4)
+    context = context_of(linear, obs, informed)
+    fixed, untrained = control((4,), informed, "fixed"), control((4,), informed, "fixed")
+    with torch.no_grad():
+        for parameter in fixed.network.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    found = kernel_of(fixed, z, context, linear)
+    start = kernel_of(untrained, z, context, linear)
+    close(dense(found), dense(start), 1e-12)
+    assert (found.shift - start.shift).abs().max() > 0.01

@@ -1,0 +1,239 @@
+"""What each part of the recipe is worth: one part changed, at equal time and at equal calls.
+
+    python -m benchmarks.ablation --minutes 5
+
+Each variant is a `train.py` run of the same time on the same prior and task; its evaluations along
+the way give the evidence bound after as many prior calls as the thriftiest variant made in all.
+The reference is the recipe of the paper, one sampler for each of the observations that the others
+are evaluated on. Runs lie in --runs and are used again; finished rows are in the CSV file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.budget import trained
+from benchmarks.driver import call, check_conditions, parser, render, surroundings, told
+from benchmarks.posteriors import load
+from benchmarks.published import steps_within, train_published
+from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
+from outsourced.bank import PairBank
+from outsourced.build import code_version
+from outsourced.evaluation import Evaluator
+from outsourced.sampler import NoiseSampler
+
+SECTION = "ablation"
+PUBLISHED = "published recipe, per y"
+QUICK, QUICK_MINUTES = {"observations": 2, "n": 8}, 0.02
+BANK = 256  # pairs, of which the reference uses none
+COLUMNS = (
+    Column("prior", "prior"),
+    Column("task", "task"),
+    Column("variant", "variant"),
+    Column("steps", "steps", ".0f"),
+    Column("minutes", "min", ".1f"),
+    Column("prior_calls", "prior calls", ".3g"),
+    Column("elbo", "ELBO", ".1f"),
+    Column("at_calls", "at equal calls", ".1f"),
+    Column("gap", "gap", ".1f"),
+    Column("ess", "ESS", ".3f"),
+    Column("residual", "residual", ".3f"),
+    Column("to_reference", "calls to the reference's ELBO", ".3g"),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A changed recipe.
+
+    Attributes:
+        name: as printed, and as `--variants` takes it.
+        changes: arguments of `train.py`.
+    """
+
+    name: str
+    changes: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """Its name without blanks."""
+        return self.name.replace(" ", "-").replace("=", "")
+
+
+def alone(objective: str, *changes: str) -> Variant:
+    """An objective from the first path on, without a warm start by likelihood."""
+    start = "trainer.warm_steps=${trainer.anchor_steps}"
+    return Variant(f"{objective} alone", (f"objective={objective}", start, *changes))
+
+
+def without(source: str) -> Variant:
+    """One source of paths removed."""
+    return Variant(f"no {source} paths", (f"paths.weights.{source}=0",))
+
+
+ON_POLICY = tuple(f"paths.weights.{source}=0" for source in ("simulated", "replay", "refined"))
+VARIANTS = (
+    Variant("default"),
+    Variant("path_likelihood alone", ("objective=path_likelihood",)),
+    *(alone(name) for name in ("log_variance", "trajectory_balance", "detailed_balance")),
+    alone("sub_trajectory_balance", "sampler.flow=true"),
+    *(
+        # Their gradient passes through the path, which guidance by gradients does not let it.
+        alone(name, "sampler.informed=none", "sampler.covariance=diagonal", *ON_POLICY)
+        for name in ("reverse_kl", "adjoint_sampling")
+    ),
+    *(without(name) for name in ("on_policy", "simulated", "replay", "refined")),
+    Variant("not informed", ("sampler.informed=none",)),
+    Variant("gradient informed", ("sampler.informed=gradient",)),
+    Variant("fixed variance", ("sampler.covariance=fixed",)),
+    Variant("diagonal variance", ("sampler.covariance=diagonal",)),
+    *(Variant(f"K={k}", (f"sampler.steps={k}",)) for k in (8, 16, 32, 64)),
+)
+
+
+def curve_of(rows: Sequence[Record]) -> list[dict[str, float]]:
+    """Evaluations of a run on simulated observations, and what each had cost, from its log.
+
+    Args:
+        rows: of the log; an evaluation stands beside or behind the costs of its step.
+    """
+    prefix, found = "eval/simulated/", []
+    costs: dict[str, float] = {}
+    for row in rows:
+        for name in ("seconds", "prior_calls"):
+            if row.get(name):
+                costs[name] = float(str(row[name]))
+        if row.get(prefix + "elbo"):
+            figures = {
+                name.removeprefix(prefix): float(str(value))
+                for name, value in row.items()
+                if name.startswith(prefix) and value not in ("", None)
+            }
+            figures.pop("seconds", None)
+            found.append({"step": float(str(row["step"])), **figures, **costs})
+    return found
+
+
+def run_variant(
+    variant: Variant, prior: str, task: str, args: argparse.Namespace
+) -> list[dict[str, float]]:
+    """Train a variant and read its curve."""
+    folder = args.runs / f"{prior}-{task}-{variant.folder}"
+    silent = ["logger=csv", "trainer.log_every=1"]
+    small = [f"evaluate.observations={args.observations}", f"evaluate.n={args.n}"]
+    names = [f"prior={prior}", f"task={task}", *variant.changes, *silent, *small]
+    trained(folder, names, args.minutes, args.quick, args.points)
+    return curve_of(read_csv(folder / "csv" / "metrics.csv"))
+
+
+def run_published(prior: str, task: str, args: argparse.Namespace) -> list[dict[str, float]]:
+    """The reference: curves of one sampler for each observation, averaged point by point."""
+    posterior, _ = load(prior, task, [])
+    shapes = posterior.prior.noise_shape, posterior.task.feature_shape
+    # The observations of every run's own evaluations.
+    known = Evaluator(NoiseSampler(*shapes, posterior), posterior, None, args.observations, args.n)
+    bank = PairBank.build(posterior, str(args.runs / "banks"), BANK, 0, BANK)
+    steps = steps_within(posterior, bank, args.minutes)
+    curves = [
+        train_published(posterior, known.simulated[i], bank, steps, args.n, i)
+        for i in range(args.observations)
+    ]
+    return [
+        {name: sum(point[name] for point in points) / len(points) for name in points[0]}
+        for points in zip(*curves, strict=True)
+    ]
+
+
+def summarise(
+    curves: dict[str, list[dict[str, float]]], calls: float | None
+) -> dict[str, dict[str, float]]:
+    """The last figures of each curve, its ELBO at a number of calls, and the calls that it took to
+    the reference's last ELBO.
+
+    Args:
+        curves: by variant; points in order.
+        calls: None for the fewest that a variant but the reference made.
+    """
+    shared = calls or min(c[-1]["prior_calls"] for name, c in curves.items() if name != PUBLISHED)
+    goal = curves[PUBLISHED][-1]["elbo"] if PUBLISHED in curves else float("inf")
+    found = {}
+    for name, curve in curves.items():
+        spent = [point["prior_calls"] for point in curve]
+        figures = {k: v for k, v in curve[-1].items() if k != "step"}
+        figures["at_calls"] = float(np.interp(shared, spent, [point["elbo"] for point in curve]))
+        if spent[0] > shared:  # not known before the first evaluation
+            del figures["at_calls"]
+        there = [point["prior_calls"] for point in curve if point["elbo"] >= goal]
+        if there:
+            figures["to_reference"] = there[0]
+        found[name] = {**figures, "steps": curve[-1]["step"], "shared_calls": shared}
+    return found
+
+
+def report(records: Sequence[Record]) -> str:
+    """The markdown table, and how it was made."""
+    first = records[0]
+    return (
+        f"{markdown(records, COLUMNS)}\n\n"
+        f"`train.py` for {float(str(first['budget_minutes'])):g} minutes each, evaluated on "
+        f"{first['observations']} simulated observations with {first['n']} samples; nats. At equal "
+        "calls: the bound after as many prior calls as the thriftiest variant of the prior and "
+        "task made in all. Calls to the reference's ELBO: at the first evaluation that reached "
+        "what the published recipe ends with, which spends its calls (and its time) on each "
+        f"observation anew. {told(first)}."
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fill the table that the arguments ask for."""
+    if args.quick:
+        vars(args).update(QUICK)
+        args.minutes = QUICK_MINUTES
+    names = [variant.name for variant in VARIANTS]
+    for name in args.variants or ():
+        if name not in (*names, PUBLISHED):
+            raise ValueError(f"--variants knows {', '.join([*names, PUBLISHED])}, got {name!r}")
+    wanted = args.variants or [PUBLISHED, *names]
+    conditions = {"budget_minutes": args.minutes, "observations": args.observations, "n": args.n}
+    asked = {**conditions, **surroundings()}
+    known = read_csv(args.out)
+    check_conditions(args.out, known, asked)
+    records: list[Record] = []
+    for prior in args.priors:
+        for task in args.tasks:
+            curves = {}
+            for variant in (v for v in VARIANTS if v.name in wanted):
+                curves[variant.name] = run_variant(variant, prior, task, args)
+            if PUBLISHED in wanted:
+                curves[PUBLISHED] = run_published(prior, task, args)
+            for name, row in summarise(curves, None).items():
+                about = {"prior": prior, "task": task, "variant": name}
+                minutes = {"minutes": row.pop("seconds") / 60}
+                records.append({**about, **row, **minutes, **asked, "code": code_version()})
+            write_csv(args.out, records)
+            print(markdown(records, COLUMNS), flush=True)
+    render(args, SECTION, report(records))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    arguments = parser(SECTION, __doc__, 1, "two observations, two seconds each, for tests")
+    add = arguments.add_argument
+    add("--priors", nargs="+", default=["fashion_vae", "fashion_gan"], help="in configs/prior")
+    add("--tasks", nargs="+", default=["inpaint", "superres"], help="in configs/task")
+    add("--variants", nargs="+", help="by default all, and the published recipe")
+    add("--minutes", type=float, default=5.0, help="of training each")
+    add("--observations", type=int, default=8, help="simulated ones to evaluate on")
+    add("--n", type=int, default=256, help="samples of each")
+    add("--points", type=int, default=8, help="evaluations along the way")
+    add("--runs", type=Path, default=Path("runs/ablation"), help="run folders")
+    call(run, arguments, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The ablation: curves against costs, the reference, and the command."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import ablation, published
+from benchmarks.ablation import PUBLISHED, VARIANTS, curve_of, summarise
+from benchmarks.tables import read_csv
+from outsourced.bank import PairBank
+from outsourced.posterior import Posterior
+from outsourced.priors import LinearGaussian
+from outsourced.tasks import LinearMeasurement
+
+
+def test_a_curve_pairs_figures_with_the_costs_of_their_step():
+    """Mutant: the costs of the next log, the seconds of the evaluation itself."""
+    rows = [
+        {"step": "10", "seconds": "1.5", "prior_calls": "100", "eval/simulated/elbo": ""},
+        {"step": "10", "eval/simulated/elbo": "-5", "eval/simulated/seconds": "0.2", "seconds": ""},
+        {"step": "20", "seconds": "3.0", "prior_calls": "200", "eval/simulated/elbo": "-4"},
+    ]
+    assert curve_of(rows) == [
+        {"step": 10.0, "elbo": -5.0, "seconds": 1.5, "prior_calls": 100.0},
+        {"step": 20.0, "elbo": -4.0, "seconds": 3.0, "prior_calls": 200.0},
+    ]
+
+
+def point(calls: float, elbo: float) -> dict[str, float]:
+    return {"step": calls / 10, "seconds": calls, "prior_calls": calls, "elbo": elbo}
+
+
+def test_equal_calls_are_those_of_the_thriftiest_variant():
+    """Mutant: the reference's calls, which are of one y; extrapolation below the first point; the
+    last evaluation above the goal for the first."""
+    curves = {
+        "default": [point(100, -9.0), point(200, -5.0), point(300, -4.0)],
+        "late": [point(260, -8.0), point(500, -6.0)],
+        "short": [point(50, -7.5), point(250, -7.0)],
+        PUBLISHED: [point(10, -20.0), point(20, -6.5)],
+    }
+    found = summarise(curves, None)
+    assert found["default"]["at_calls"] == pytest.approx(-4.5)
+    assert found["short"]["at_calls"] == -7.0
+    assert "at_calls" not in found["late"]
+    assert found["default"]["to_reference"] == 200
+    assert found["late"]["to_reference"] == 500
+    assert "to_reference" not in found["short"]
+    assert found["default"]["elbo"] == -4.0
+
+
+def test_variants_differ_from_the_default_in_what_they_say():
+    """Each composes, and changes a setting. Mutant: an override that is the default's own."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from benchmarks.posteriors import CONFIGS
+
+    seen = set()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        for variant in VARIANTS:
+            base = ["prior=fashion_vae", "task=inpaint", "run=r"]
+            config = OmegaConf.to_yaml(compose("train", overrides=[*base, *variant.changes]))
+            assert config not in seen, variant.name
+            seen.add(config)
+    assert len({variant.folder for variant in VARIANTS}) == len(VARIANTS)
+
+
+def test_the_published_recipe_learns_one_posterior(tmp_path):
+    """With a hundred times its learning rate; its bound rises, and stays below log Z.
+
+    Mutant: observations of other data, paths of another posterior, calls of the evaluations.
+    """
+    matrix = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    posterior = Posterior(LinearGaussian(2), LinearMeasurement(matrix, sigma=0.5))
+    _, _, obs = posterior.simulate(1, torch.Generator().manual_seed(3))
+    bank = PairBank.build(posterior, str(tmp_path), 64, 0, 64)
+    settings = published.settings_of
+    with pytest.MonkeyPatch.context() as patch:
+
+        def faster(*args, **kwargs):
+            return replace(settings(*args, **kwargs), balance_lr=3e-3)
+
+        patch.setattr(published, "settings_of", faster)
+        curve = published.train_published(posterior, obs, bank, 160, 512, 0)
+    assert len(curve) == published.POINTS
+    covariance = matrix @ matrix.T + 0.25 * torch.eye(2)
+    law = torch.distributions.MultivariateNormal(torch.zeros(2), covariance)
+    assert curve[0]["elbo"] < curve[-1]["elbo"] < float(law.log_prob(obs.y)) + 0.02
+    assert float(law.log_prob(obs.y)) - curve[-1]["elbo"] < 0.5
+    assert all(math.isfinite(p["seconds"]) and p["seconds"] > 0 for p in curve)
+    assert curve[-1]["prior_calls"] == 160 * published.PATHS
+
+
+@pytest.mark.slow
+def test_the_command_fills_its_table(tmp_path, monkeypatch):
+    """Mutant: a variant that is accepted and left out."""
+    monkeypatch.chdir(tmp_path)
+    names = ["default", "no replay paths", PUBLISHED]
+    arguments = ["--quick", "--priors", "fashion_vae", "--tasks", "inpaint", "--variants", *names]
+    where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "a.csv")]
+    ablation.main([*arguments, *where, "--readme", str(tmp_path / "README.md")])
+    rows = read_csv(tmp_path / "a.csv")
+    assert {row["variant"] for row in rows} == set(names)
+    assert all(float(row["prior_calls"]) > 0 and row["elbo"] for row in rows)
