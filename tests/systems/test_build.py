@@ -11,6 +11,7 @@ from PIL import Image
 
 import outsourced.build
 from outsourced.build import build_posterior, code_version, resolve
+from outsourced.tasks.base import Task
 
 PRIOR = {"_target_": "outsourced.priors.LinearGaussian", "dim": 3}
 TASK = {"_target_": "outsourced.tasks.vectors.LinearMeasurement", "measurements": 2, "dim": 3}
@@ -18,6 +19,13 @@ POSTERIOR = {"beta": 1.0, "chunk": 8, "precision": "float32"}
 CONFIG = {"prior": PRIOR, "task": {**TASK, "seed": 0, "sigma": 0.1}, "posterior": POSTERIOR}
 SIZES = {"width": "auto", "embedding": "auto"}
 AUTO = {"informed": "auto", "covariance": "auto", "network": "auto", **SIZES, "steps": 5}
+
+
+class Reward(Task):
+    """A reward that is no measurement."""
+
+    def log_reward(self, x, obs):
+        return x.sum(1)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +58,7 @@ def test_auto(dim, differentiable, informed, covariance) -> None:
         ({"informed": "gradient"}, "sampler.informed=gradient needs the gradient"),
         ({"informed": "gauss_newton"}, "sampler.informed=gauss_newton needs the gradient"),
         ({"informed": "anchor", "climb": 3}, "sampler.climb=3 needs the gradient"),
+        ({"informed": "anchor", "rank": 2}, "sampler.rank=2 needs the gradient"),
     ],
 )
 @pytest.mark.parametrize("part", ["prior", "task"])
@@ -67,6 +76,18 @@ def test_guidance_by_gradients_that_do_not_exist_is_refused(part, options, messa
     for allowed in ({"informed": "anchor", "climb": 0}, {"informed": "anchor"}, {}):
         informed = allowed.get("informed", "none")
         assert resolve({"sampler": {**AUTO, **allowed}}, posterior)["informed"] == informed
+
+
+@pytest.mark.parametrize(
+    "options", [{"informed": "gauss_newton"}, {"informed": "anchor", "rank": 2}]
+)
+def test_rewards_without_a_residual_are_refused(options) -> None:
+    """Before any work. Mutant: an attribute that is missing in the middle of the training."""
+    posterior = build_posterior(CONFIG)
+    posterior.task = Reward()
+    with pytest.raises(ValueError, match=r"needs a measurement with a residual, got the task Rew"):
+        resolve({"sampler": {**AUTO, **options}}, posterior)
+    assert resolve({"sampler": {**AUTO, "informed": "anchor"}}, posterior)["informed"] == "anchor"
 
 
 @pytest.mark.parametrize(

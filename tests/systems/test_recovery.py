@@ -24,6 +24,10 @@ PHASES = {
         *("trainer.likelihood_weight=0.1", "objective=trajectory_balance"),
     ),
     "annealing": ("trainer.warm_steps=0", "trainer.beta_start=0.001", "paths.kernel=pcn"),
+    "anchored": (
+        *("sampler.informed=anchor", "sampler.lookup=32", "sampler.climb=2", "sampler.rank=2"),
+        *("trainer.warm_steps=1", "trainer.anchor_steps=0", "objective=reverse_kl"),
+    ),
 }
 
 
@@ -35,7 +39,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("phase", ["warm", "balance", "annealing"])
+@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("step", [5, 13])
 def test_resumed_run_is_bit_identical(train, interrupt_at, phase, step) -> None:
     """Stopped after step 5 or 13 (SIGINT), then resumed: the weights of an uninterrupted run.
