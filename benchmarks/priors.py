@@ -41,6 +41,7 @@ COLUMNS = (
     Column("kind", "y"),
     Column("minutes", "training min", ".1f"),
     Column("steps", "steps", ".0f"),
+    Column("elbo", "ELBO", ".1f"),
     Column("gap", "gap", ".1f"),
     Column("ess", "ESS", ".3f"),
     Column("residual", "residual", ".3f"),
