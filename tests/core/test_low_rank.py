@@ -169,6 +169,10 @@ def test_one_step_ends_at_the_mean_of_a_linear_problem():
     eye = torch.eye(24, dtype=DOUBLE)
     torch.testing.assert_close(torch.linalg.inv(eye + dense(found)), covariance, atol=1e-5, rtol=0)
     bent = Mixing(problem.matrix, problem.shape, bend=0.9)
+    together, _ = fit_low_rank(bent, start, obs, 8, 1)
+    for i in range(4):
+        alone, _ = fit_low_rank(bent, start[i : i + 1], obs[i], 8, 1)
+        torch.testing.assert_close(alone.anchor[0], together.anchor[i], rtol=1e-6, atol=1e-6)
     found, _ = fit_low_rank(bent, start, obs, 8, 30)
     _, gradient = bent.grad_log_reward(found.anchor, obs)
     assert (gradient - found.anchor).flatten(1).norm(dim=1).max() < 1e-3
