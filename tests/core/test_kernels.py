@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
 
-from outsourced.kernels import Kernel, event_sum, rotate, strictly_lower
+from outsourced.kernels import Kernel, LowRankKernel, event_sum, rotate, strictly_lower
 
 S, N, D = 2, 3, 4
-CASES = ["diagonal", "basis", "lower", "both"]
+CASES = ["diagonal", "basis", "lower", "both", "low rank", "low rank, lower"]
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -17,7 +17,13 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def build(case: str) -> Kernel:
     basis = torch.linalg.qr(draw(N, D, D, seed=1)).Q if case in ("basis", "both") else None
-    lower = draw(S, N, D, D, seed=2).tril(-1) if case in ("lower", "both") else None
+    lower = draw(S, N, D, D, seed=2).tril(-1) if "lower" in case or case == "both" else None
+    if case.startswith("low rank"):
+        basis = torch.linalg.qr(draw(N, D, 2, seed=1)).Q
+        scales = 0.7 * draw(S, N, 2, seed=7), 0.7 * draw(S, N, 1, seed=8)
+        return LowRankKernel(
+            draw(S, N, D, seed=3), 0.7 * draw(S, N, D, seed=4), basis, lower, *scales
+        )
     return Kernel(draw(S, N, D, seed=3), 0.7 * draw(S, N, D, seed=4), basis, lower)
 
 
@@ -26,6 +32,10 @@ def square_root(kernel: Kernel) -> torch.Tensor:
     eye = torch.eye(D, dtype=torch.float64)
     v = eye if kernel.basis is None else kernel.basis
     lower = torch.zeros_like(eye) if kernel.lower is None else kernel.lower
+    if isinstance(kernel, LowRankKernel):
+        outside = kernel.log_outside.exp()[..., None] * (eye - v @ v.mT)
+        root = v @ torch.diag_embed(kernel.log_inside.exp()) @ v.mT + outside
+        return torch.diag_embed(kernel.log_scale.exp()) @ root @ torch.linalg.inv(eye + lower)
     return v @ torch.diag_embed(kernel.log_scale.exp()) @ v.mT @ torch.linalg.inv(eye + lower)
 
 

@@ -235,6 +235,33 @@ def test_drawing_and_scoring_agree(filled, shape, network, covariance):
     torch.testing.assert_close(again, alone.log_ratio, rtol=1e-6, atol=1e-6)
 
 
+def test_closed_gates_are_the_prior(make_sampler):
+    """An untrained sampler, on an observation that informs more directions than the rank.
+
+    Mutant: a precision outside of the span that no gate closes.
+    """
+    problem = Mixing(draw(12, 24, seed=1), (2, 4, 3))
+    options = {"random": False, "informed": "anchor", "lookup": 50, "rank": 4}
+    sampler = make_sampler(problem, problem.shape, (2, 4, 3), **options)
+    z = draw(50, *problem.shape, seed=7)
+    sampler.anchoring.lookup.fill(z, problem.apply(z))
+    path = sampler.forward_path(problem.observe(2), 5, torch.Generator().manual_seed(0))
+    assert path.log_ratio.abs().max() < 1e-6
+
+
+def test_the_precision_is_added_in_all_directions(filled):
+    """Where y says nothing, z_K ~ N(anchor, 1/(1 + e^3)), entry by entry.
+
+    Mutant: a precision that only the span has, or only what is outside of it.
+    """
+    problem = Mixing(1e-4 * draw(6, 24, seed=1), (2, 4, 3))
+    obs = problem.observe(2)
+    sampler = filled(problem, opened=True, steps=12, anchor_precision=3.0)
+    end = sampler(obs, 4000, torch.Generator().manual_seed(0))
+    std = (1 + math.exp(3)) ** -0.5
+    assert (end.std(0) / std - 1).abs().max() < 5 / math.sqrt(2 * 4000)
+
+
 def test_anchors_have_paths_by_their_evidence(filled):
     """Of two modes, +-3, that a square cannot tell apart but for a factor of 3 in their weight.
 
