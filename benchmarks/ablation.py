@@ -149,17 +149,14 @@ def run_published(prior: str, task: str, args: argparse.Namespace) -> list[dict[
     ]
 
 
-def summarise(
-    curves: dict[str, list[dict[str, float]]], calls: float | None
-) -> dict[str, dict[str, float]]:
-    """The last figures of each curve, its ELBO at a number of calls, and the calls that it took to
-    the reference's last ELBO.
+def summarise(curves: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """The last figures of each curve, its ELBO at the fewest calls that a variant but the reference
+    made in all, and the calls that it took to the reference's last ELBO.
 
     Args:
         curves: by variant; points in order.
-        calls: None for the fewest that a variant but the reference made.
     """
-    shared = calls or min(c[-1]["prior_calls"] for name, c in curves.items() if name != PUBLISHED)
+    shared = min(c[-1]["prior_calls"] for name, c in curves.items() if name != PUBLISHED)
     goal = curves[PUBLISHED][-1]["elbo"] if PUBLISHED in curves else float("inf")
     found = {}
     for name, curve in curves.items():
@@ -211,7 +208,7 @@ def run(args: argparse.Namespace) -> None:
                 curves[variant.name] = run_variant(variant, prior, task, args)
             if PUBLISHED in wanted:
                 curves[PUBLISHED] = run_published(prior, task, args)
-            for name, row in summarise(curves, None).items():
+            for name, row in summarise(curves).items():
                 about = {"prior": prior, "task": task, "variant": name}
                 minutes = {"minutes": row.pop("seconds") / 60}
                 records.append({**about, **row, **minutes, **asked, "code": code_version()})

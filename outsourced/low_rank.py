@@ -1,9 +1,8 @@
 """Gaussian about an anchor whose curvature has low rank: what an observation tells of the noise.
 
-Of the hundreds of noise dimensions of a diffusion model an image informs a few dozen directions,
-other ones for each observation; along all others the posterior is the prior. Random cotangents
-through f find their span, a tangent along each gives the curvature there: 2 rank passes of f
-instead of one for each dimension.
+Where an image informs few directions of the noise, other ones for each observation, the posterior
+is the prior along all others. Random cotangents through f find their span, a tangent along each
+gives the curvature there: 2 rank passes of f instead of one for each dimension.
 
 Source: Halko, Martinsson & Tropp, SIAM Review 53 (2011), algorithm 4.1, for the span; Epperly,
 Tropp & Webber, SIAM J. Matrix Anal. Appl. 45 (2024), for what lies outside of it.

@@ -41,7 +41,7 @@ def test_equal_calls_are_those_of_the_thriftiest_variant():
         "short": [point(50, -7.5), point(250, -7.0)],
         PUBLISHED: [point(10, -20.0), point(20, -6.5)],
     }
-    found = summarise(curves, None)
+    found = summarise(curves)
     assert found["default"]["at_calls"] == pytest.approx(-4.5)
     assert found["short"]["at_calls"] == -7.0
     assert "at_calls" not in found["late"]
