@@ -27,6 +27,7 @@ QUICK: Mapping[str, Mapping[str, Any]] = {
     "smc": {"particles": 8, "moves": 1, "stages": 2},
 }
 CHAINS = ("pcn", "mala", "hmc", "smc")
+LONG = 1000  # steps
 _PROBE = {"steps": FEWEST, "burn_in": 0, "chains": 1, "thin": 1}
 NAMES = ("omega", "gamma", "rate")  # step sizes that may come from a search
 
@@ -68,6 +69,11 @@ class Contender:
     def plain(self) -> bool:
         """Whether it is a trained sampler without a correction."""
         return self.amortised and "correct" not in self.settings
+
+    @property
+    def slow(self) -> bool:
+        """Whether it is a diffusion sampler of as many steps as its authors take."""
+        return self.settings.get("steps") == LONG
 
     @property
     def shared(self) -> bool:
@@ -128,7 +134,7 @@ def corrected(kind: str, **dear: Any) -> Contender:
 
 def guided(name: str, file: str, **settings: Any) -> tuple[Contender, Contender]:
     """A per-instance diffusion sampler at 1000 and at 100 steps."""
-    return tuple(Contender(f"{name}, {n}", file, {**settings, "steps": n}) for n in (1000, 100))  # type: ignore[return-value]
+    return tuple(Contender(f"{name}, {n}", file, {**settings, "steps": n}) for n in (LONG, 100))  # type: ignore[return-value]
 
 
 def limited(file: str) -> Contender:

@@ -12,6 +12,7 @@ REAL = "the images themselves"
 SLOW = ("psld, 1000", "psld paper, 1000")
 COLUMNS = (
     Column("solver", "solver"),
+    Column("draws", "samples", ".0f"),
     Column("psnr", "PSNR", ".2f"),
     Column("ssim", "SSIM", ".3f"),
     Column("psnr_of_mean", "PSNR of mean", ".2f"),
@@ -69,7 +70,7 @@ def speed(rows: Sequence[Record]) -> str:
 def notes(record: Record) -> str:
     """What the columns are, and how they were measured."""
     return (
-        f"{record['images']} held-out images, {record['n']} samples each, all at once; sigma = "
+        f"{record['images']} held-out images, the samples of all at once; sigma = "
         f"{record['sigma']}. PSNR, SSIM, perceptual distance: means over single samples. "
         "Perceptual: squared distance of unit-length features after each of the four convolutions "
         "of fashion_features, all weights one (LPIPS's formula on other features). Fréchet: of "

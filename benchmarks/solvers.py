@@ -12,8 +12,9 @@ Solvers that do not apply to a prior are left out. Step sizes of diffusion sampl
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.driver import call, parser, render, surroundings
 from benchmarks.pictures import cases, draw
 from benchmarks.side_by_side import Table, add_cells, fill, named
@@ -24,16 +25,29 @@ from outsourced.figures import Case
 
 SECTION = "solvers"
 PRIORS, TASKS = ("fashion_sd", "fashion_vae"), ("inpaint", "superres", "gaussian_deblur")
-QUICK = {"images": 3, "n": 2}
+QUICK = {"images": 3, "n": 2, "n_slow": 1}
+
+
+def chosen(args: argparse.Namespace) -> list[Contender]:
+    """The solvers that are asked for, each with its number of samples.
+
+    Raises:
+        ValueError: an unknown name, or fewer than one sample.
+    """
+    for name in ("n", "n_slow"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(args, name)}")
+    sizes = {True: args.n_slow, False: args.n}
+    sized = [replace(c, samples=sizes[c.slow]) for c in named(CONTENDERS, args.solvers)]
+    return [contender.quick() for contender in sized] if args.quick else sized
 
 
 def run(args: argparse.Namespace) -> None:
     """Fill the cells that the arguments ask for; write table and figures of them and the others."""
-    contenders = named(CONTENDERS, args.solvers)
     if args.quick:
         vars(args).update(QUICK)
-        contenders = [contender.quick() for contender in contenders]
-    names = ("sigma", "images", "n", "seed", "quick")
+    contenders = chosen(args)
+    names = ("sigma", "images", "n", "n_slow", "seed", "quick")
     asked = {name: getattr(args, name) for name in names}
     table = Table(args.out, {**asked, **surroundings(args.device)})
     pictures: dict[str, list[Case]] = {}
@@ -53,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     add = arguments.add_argument
     add("--priors", nargs="+", default=PRIORS, help="names in configs/prior")
     add("--tasks", nargs="+", default=TASKS, help="names in configs/task")
+    add("--n-slow", type=int, default=1, help="samples of each, of solvers of 1000 steps")
     add_cells(arguments, "runs/solvers", images=64, n=2)
     call(run, arguments, argv)
 

@@ -118,6 +118,23 @@ def test_contenders_apply_where_they_say(judge: Judge, vae: Posterior) -> None:
     assert set(QUICK) == {c.file for c in CONTENDERS}
 
 
+def test_long_solvers_have_samples_of_their_own() -> None:
+    """Only the 1000 steps that the authors take are so dear; --quick takes their steps, not that.
+
+    Mutant: told by the steps that --quick sets, or the numbers swapped.
+    """
+    for quick in (False, True):
+        args = Namespace(solvers=None, n=3, n_slow=1, quick=quick)
+        sizes = {contender.name: contender.samples for contender in solvers.chosen(args)}
+        assert {name for name, n in sizes.items() if n == 1} == {
+            name for name in sizes if name.endswith(", 1000")
+        }
+        assert set(sizes.values()) == {1, 3}
+        assert sizes[AMORTISED] == 3
+    with pytest.raises(ValueError, match="--n-slow must be >= 1, got 0"):
+        solvers.chosen(Namespace(solvers=None, n=3, n_slow=0, quick=False))
+
+
 def test_table_runs_other_settings_again(tmp_path: Path) -> None:
     """Mutant: a row of other settings taken for known, or kept beside the new one."""
     about = {"prior": "p", "task": "t", "solver": "s", "settings": "steps=1"}
