@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.budget import trained
-from benchmarks.driver import call, check_conditions, parser, render, surroundings, told
+from benchmarks.driver import call, kept, parser, render, surroundings, told
 from benchmarks.posteriors import load
 from benchmarks.published import steps_within, train_published
 from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
@@ -172,6 +172,20 @@ def summarise(curves: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, 
     return found
 
 
+def cell(prior: str, task: str, wanted: Sequence[str], args: argparse.Namespace) -> list[Record]:
+    """Train all variants that are wanted of a prior and task: their rows."""
+    curves = {}
+    for variant in (v for v in VARIANTS if v.name in wanted):
+        curves[variant.name] = run_variant(variant, prior, task, args)
+    if PUBLISHED in wanted:
+        curves[PUBLISHED] = run_published(prior, task, args)
+    about = {"prior": prior, "task": task, "code": code_version()}
+    return [
+        {**about, "variant": name, **row, "minutes": row["seconds"] / 60}
+        for name, row in summarise(curves).items()
+    ]
+
+
 def report(records: Sequence[Record]) -> str:
     """The markdown table, and how it was made."""
     first = records[0]
@@ -198,20 +212,15 @@ def run(args: argparse.Namespace) -> None:
     wanted = args.variants or [PUBLISHED, *names]
     conditions = {"budget_minutes": args.minutes, "observations": args.observations, "n": args.n}
     asked = {**conditions, **surroundings()}
-    known = read_csv(args.out)
-    check_conditions(args.out, known, asked)
-    records: list[Record] = []
+    records = kept(args.out, asked)
     for prior in args.priors:
         for task in args.tasks:
-            curves = {}
-            for variant in (v for v in VARIANTS if v.name in wanted):
-                curves[variant.name] = run_variant(variant, prior, task, args)
-            if PUBLISHED in wanted:
-                curves[PUBLISHED] = run_published(prior, task, args)
-            for name, row in summarise(curves).items():
-                about = {"prior": prior, "task": task, "variant": name}
-                minutes = {"minutes": row.pop("seconds") / 60}
-                records.append({**about, **row, **minutes, **asked, "code": code_version()})
+            known = [r for r in records if (r["prior"], r["task"]) == (prior, task)]
+            if {r["variant"] for r in known} >= set(wanted):
+                continue
+            # Figures at equal calls depend on all variants of a prior and task.
+            records = [r for r in records if r not in known]
+            records += [{**row, **asked} for row in cell(prior, task, wanted, args)]
             write_csv(args.out, records)
             print(markdown(records, COLUMNS), flush=True)
     render(args, SECTION, report(records))

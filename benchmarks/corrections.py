@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.driver import (
     add_device,
     call,
-    check_conditions,
+    kept,
     parser,
     render,
     surroundings,
@@ -30,7 +30,7 @@ from benchmarks.driver import (
 )
 from benchmarks.gold import Gold, spaced, stored_gold
 from benchmarks.merit import Cases, Effort, real, simulated
-from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
+from benchmarks.tables import Column, markdown, read_csv, write_csv
 from outsourced.build import Problem, code_version, held_out, load_run
 from outsourced.metrics import c2st
 from outsourced.solvers.amortized import Amortized
@@ -175,10 +175,8 @@ def run(args: argparse.Namespace) -> None:
     names = ("observations", "n", "moves", "burn_in", "seed")
     asked = {"run": args.run.resolve().name, **{name: getattr(args, name) for name in names}}
     asked |= surroundings(args.device)
-    known = read_csv(args.out)
-    check_conditions(args.out, known, asked)
-    problem, records = load_run(str(args.run)), list[Record](known)
-    done = {(record["kind"], record["correction"]) for record in known}
+    problem, records = load_run(str(args.run)), kept(args.out, asked)
+    done = {(record["kind"], record["correction"]) for record in records}
     for kind in args.kinds:
         problem.posterior.to("cpu")  # where observations are drawn: the same on every device
         cases = observed(kind, problem, args)

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from benchmarks import merit
 from benchmarks.cells import Effort, draw, evaluate, observe, quiet, two_sample
-from benchmarks.driver import call, check_conditions, parser, render, surroundings, told
+from benchmarks.driver import call, kept, parser, render, surroundings, told
 from benchmarks.merit import Cases, assess, averages, real, simulated
 from benchmarks.problems import PROBLEMS, Problem
 from benchmarks.speed import clocked
 from benchmarks.students import TEACHER, Student, student_run, teach, teacher_of
-from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
+from benchmarks.tables import Column, markdown, read_csv, write_csv
 from benchmarks.yardstick import stored_chains
 from outsourced.bank import PairBank
 from outsourced.build import code_version, held_out, load_run
@@ -218,9 +218,9 @@ def conditions(args: argparse.Namespace, effort: Effort) -> dict[str, object]:
 
 def fill(args: argparse.Namespace, effort: Effort) -> None:
     """Append every row that the file does not hold yet."""
-    known, asked = read_csv(args.out), conditions(args, effort)
-    check_conditions(args.out, known, asked)
-    records: list[Record] = list(known)
+    asked = conditions(args, effort)
+    known = kept(args.out, asked)
+    records = list(known)
 
     def append(rows: Any, problem: str) -> None:
         for row in rows:

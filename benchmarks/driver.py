@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.tables import Record, has_section, machine, write_section
+from benchmarks.tables import Record, has_section, machine, read_csv, write_section
 from outsourced.allocator import keep_freed_memory
 from outsourced.commands import hide_jit_notice
 
@@ -87,19 +87,17 @@ def told(record: Record) -> str:
     return f"{beside}{record['machine']}, {record['threads']} thread(s), torch {record['torch']}"
 
 
-def check_conditions(
-    path: Path, records: list[dict[str, str]], conditions: Mapping[str, object]
-) -> None:
-    """Refuse to mix rows of different effort or machines in one file.
+def kept(path: Path, conditions: Mapping[str, object]) -> list[Record]:
+    """The rows of a CSV file, none if there is no such file.
 
     Args:
-        path: the CSV file.
-        records: what it holds.
+        path: of the file.
         conditions: what a figure depends on besides its row; all rows must share it.
 
     Raises:
-        ValueError: the file holds rows of other conditions.
+        ValueError: the file holds rows of other effort or machines, which do not mix.
     """
+    records: list[Record] = [*read_csv(path)]
     for record in records:
         for name, value in conditions.items():
             if record.get(name) != str(value):
@@ -107,6 +105,7 @@ def check_conditions(
                     f"{path} holds rows with {name} = {record.get(name)}, this call has {value}; "
                     "choose another --out, or delete the file"
                 )
+    return records
 
 
 def render(args: argparse.Namespace, section: str, text: str, short: str | None = None) -> None:

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.cells import Effort, Row, baseline, quiet, run_cell
-from benchmarks.driver import call, check_conditions, parser, render, surroundings, told
+from benchmarks.driver import call, kept, parser, render, surroundings, told
 from benchmarks.problems import PROBLEMS, Problem
 from benchmarks.rows import GROUPS
-from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
+from benchmarks.tables import Column, Record, markdown, write_csv
 from outsourced.bank import PairBank
 from outsourced.build import code_version
 
@@ -88,7 +88,7 @@ def run_row(problem: Problem, row: Row | None, bank: PairBank, effort: Effort) -
 
 def cells(path: Path, rows: list[Row | None], problems: list[str], effort: Effort) -> list[Record]:
     """Run every cell that the file does not hold yet, and append each as it ends."""
-    records: list[Record] = [*read_csv(path)]
+    records = kept(path, conditions(effort))
     total, done = len(rows) * len(problems), 0
     for name in problems:
         known = {r["row"] for r in records if r["problem"] == name}
@@ -129,7 +129,6 @@ def run(args: argparse.Namespace) -> None:
     effort = Effort(args.seconds, seed=args.seed)
     if args.quick:
         effort = replace(effort, **QUICK)
-    check_conditions(args.out, read_csv(args.out), conditions(effort))
     quiet()
     rows = [row for group in groups for row in GROUPS[group]]
     records = cells(args.out, [None, *rows], problems, effort)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.driver import call, check_conditions, parser, render, surroundings, told
+from benchmarks.driver import call, kept, parser, render, surroundings, told
 from benchmarks.merit import (
     CORRECTED_RANKED,
     FEWEST,
@@ -155,9 +155,8 @@ def run(args: argparse.Namespace) -> None:
     effort = Effort(args.observations, args.n, chain=args.chain, moves=args.moves, seed=args.seed)
     if args.quick:
         effort = replace(effort, **QUICK)
-    rows, known = rows_of(args.runs), read_csv(args.out)
-    check_conditions(args.out, known, conditions(effort))
-    by_key: dict[tuple[str, ...], Record] = {(r["run"], r["stage"], r["kind"]): r for r in known}
+    rows, known = rows_of(args.runs), kept(args.out, conditions(effort))
+    by_key = {(r["run"], r["stage"], r["kind"]): r for r in known}
     for done, row in enumerate(rows):
         if row.key not in by_key:
             by_key[row.key] = measure(row, rows[0], effort, args.out.parent / "figures")

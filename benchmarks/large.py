@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.driver import call, check_conditions, parser, render, told
+from benchmarks.driver import call, kept, parser, render, told
 from benchmarks.large_rows import ROWS, Scene, make_scene
 from benchmarks.operations import count_parts
 from benchmarks.pipelines import write_pipeline
@@ -165,9 +165,9 @@ def chosen(text: str | None) -> list[str]:
 
 def fill(args: argparse.Namespace, names: list[str], device: torch.device) -> None:
     """Measure the rows that the file does not have yet."""
-    known, asked = read_csv(args.out), conditions(args, device)
-    check_conditions(args.out, known, asked)
-    records: list[Record] = list(known)
+    asked = conditions(args, device)
+    known = kept(args.out, asked)
+    records = list(known)
     missing = [name for name in names if all(record["row"] != name for record in known)]
     if not missing:
         return

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.budget import trained
-from benchmarks.driver import call, check_conditions, parser, render, surroundings, told
+from benchmarks.driver import call, kept, parser, render, surroundings, told
 from benchmarks.merit import Cases, Effort, assess, averages, real, simulated
 from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
 from outsourced.build import Problem, code_version, held_out, load_run
@@ -150,9 +150,9 @@ def run(args: argparse.Namespace) -> None:
     effort = Effort(args.observations, args.n, chain=0, seed=args.seed)
     if args.quick:
         effort, args.minutes = replace(effort, **QUICK), QUICK_MINUTES
-    known, asked = read_csv(args.out), conditions(effort, args.minutes)
-    check_conditions(args.out, known, asked)
-    records: list[Record] = list(known)
+    asked = conditions(effort, args.minutes)
+    known = kept(args.out, asked)
+    records = list(known)
     for prior in args.priors:
         if any(record["prior"] == prior for record in known):
             continue

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.driver import check_conditions
-from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
+from benchmarks.driver import kept
+from benchmarks.tables import Column, Record, markdown, write_csv
 from outsourced.build import code_version
 
 Sizes = dict[str, float]
@@ -84,8 +84,7 @@ class Trials:
 
     def __init__(self, path: Path, asked: dict[str, object]) -> None:
         self.path, self.asked = path, asked
-        self.records: list[Record] = [*read_csv(path)]
-        check_conditions(path, read_csv(path), asked)
+        self.records = kept(path, asked)
 
     def find(self, about: Record) -> Record | None:
         """The row of a setting, if it was tried."""

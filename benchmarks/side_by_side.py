@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import AMORTISED, Contender
-from benchmarks.driver import add_device, check_conditions
+from benchmarks.driver import add_device, kept
 from benchmarks.solver_cells import Setting, begin, measure
 from benchmarks.solver_report import REAL
-from benchmarks.tables import Record, read_csv, write_csv
+from benchmarks.tables import Record, write_csv
 from outsourced.build import code_version
 
 KEY = ("prior", "task", "solver")
@@ -30,9 +30,7 @@ class Table:
 
     def __init__(self, path: Path, asked: dict[str, object]) -> None:
         self.path, self.asked = path, asked
-        known = read_csv(path)
-        check_conditions(path, known, asked)
-        self.rows: dict[tuple[str, ...], Record] = {self.key(row): row for row in known}
+        self.rows = {self.key(row): row for row in kept(path, asked)}
 
     @staticmethod
     def key(row: Record) -> tuple[str, ...]:

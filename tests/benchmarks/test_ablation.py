@@ -96,7 +96,10 @@ def test_the_published_recipe_learns_one_posterior(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_fills_its_table(tmp_path, monkeypatch):
-    """Mutant: a variant that is accepted and left out."""
+    """A second call trains nothing, and other tasks have rows of their own in the file.
+
+    Mutants: a variant that is accepted and left out, a reference that is trained again.
+    """
     monkeypatch.chdir(tmp_path)
     names = ["default", "no replay paths", PUBLISHED]
     arguments = ["--quick", "--priors", "fashion_vae", "--tasks", "inpaint", "--variants", *names]
@@ -105,3 +108,6 @@ def test_the_command_fills_its_table(tmp_path, monkeypatch):
     rows = read_csv(tmp_path / "a.csv")
     assert {row["variant"] for row in rows} == set(names)
     assert all(float(row["prior_calls"]) > 0 and row["elbo"] for row in rows)
+    monkeypatch.setattr(ablation, "cell", None)
+    ablation.main([*arguments, *where, "--readme", str(tmp_path / "README.md")])
+    assert read_csv(tmp_path / "a.csv") == rows
