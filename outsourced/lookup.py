@@ -19,8 +19,8 @@ class Pairwise(Protocol):
 class Lookup(nn.Module):
     """Draws (z, f(z)) of the prior, kept with the sampler's weights.
 
-    The noise of a generative adversarial network can hardly be read off an image: an encoder
-    regresses to the mean of far apart modes. The best of a few thousand draws lies in one of them.
+    Where images that look alike come from far apart noise, as those of a generative adversarial
+    network do, an encoder regresses to the mean. The best of a few thousand draws lies in one mode.
     No gradient of f is needed, and f is not called.
 
     Args:
