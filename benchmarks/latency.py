@@ -3,9 +3,9 @@
     python -m benchmarks.latency --run runs/solvers/fashion_sd-inpaint
 
 Both draw the same number of samples in one batch. What the trained sampler spends is split into
-what an observation costs whatever n is (anchor, curvature), the paths in noise space, and f. PSLD
-takes 1000 steps, of the sizes that it has for the prior and task. Measured rows are in the CSV file; delete it to measure
-again. Run it on an idle machine.
+what an observation costs whatever n is, the paths in noise space, and f. PSLD takes 1000 steps of
+the sizes that it has for the prior and task. Measured rows are in the CSV file; delete it to
+measure again. Run it on an idle machine.
 """
 
 from __future__ import annotations

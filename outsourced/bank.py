@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ class PairBank:
             raise ValueError(
                 f"{path} is not {expected} bytes long; delete the folder to rebuild the bank"
             )
-        return np.memmap(path, np.float32, "r", shape=(self.size, *event))
+        # Copy-on-write, since torch warns of arrays that cannot be written.
+        return np.memmap(path, np.float32, "c", shape=(self.size, *event))
 
     def __len__(self) -> int:
         return self.size
@@ -58,6 +59,61 @@ class PairBank:
         """Pairs at indices (n,): z (n, *noise_shape) and x (n, *data_shape)."""
         order = index.numpy()
         return torch.from_numpy(self._z[order]), torch.from_numpy(self._x[order])
+
+    def column(
+        self,
+        name: str,
+        make: Callable[[Tensor], Tensor],
+        chunk: int = 1024,
+        progress: bool = True,
+    ) -> Tensor:
+        """A further column that is made from z, of its shape, and kept beside the pairs.
+
+        An interrupted call goes on at the chunk where it was stopped.
+
+        Args:
+            name: Of its file.
+            make: Maps z (n, *noise_shape) to values of the same shape.
+            chunk: Rows made and written at once.
+            progress: Show a progress bar with the remaining time.
+
+        Returns:
+            (N, *noise_shape), read from disk on demand.
+
+        Raises:
+            ValueError: Values that are not finite, or a damaged file.
+            OSError: Not enough free space; what is complete stays.
+        """
+        shape, path = list(self._z.shape[1:]), self.folder / f"{name}.bin"
+        if not path.is_file():
+            with _sole_builder(self.folder), disk_errors(self.folder):
+                if not path.is_file():
+                    self._fill(path, make, chunk, progress)
+        return torch.from_numpy(self._map(path.name, shape))
+
+    def _fill(
+        self, path: Path, make: Callable[[Tensor], Tensor], chunk: int, progress: bool
+    ) -> None:
+        from tqdm import tqdm
+
+        width, partial = self._z[0].nbytes, path.with_suffix(".partial")
+        with partial.open("ab") as file:
+            done = file.tell() // width
+            file.truncate(done * width)
+            bar = tqdm(total=self.size, initial=done, desc=path.stem, disable=not progress)
+            for first in range(done, self.size, chunk):
+                z = torch.from_numpy(self._z[first : first + chunk])
+                with torch.no_grad():
+                    value = make(z).float().cpu()
+                if value.shape != z.shape or not value.isfinite().all():
+                    raise ValueError(
+                        f"{path.stem} of stored draws must be finite, of shape {tuple(z.shape)}, "
+                        f"got {tuple(value.shape)}"
+                    )
+                file.write(value.numpy().tobytes())
+                bar.update(len(z))
+            bar.close()
+        os.replace(partial, path)
 
     @classmethod
     def build(

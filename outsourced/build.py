@@ -65,6 +65,8 @@ def resolve(config: dict[str, Any], posterior: Posterior) -> dict[str, Any]:
         ValueError: Guidance was asked for that the posterior has no gradient for.
     """
     sampler = dict(config["sampler"])
+    if "informed" not in sampler:  # a transport: nothing of it is automatic
+        return sampler
     shape = posterior.prior.noise_shape
     if sampler["informed"] == "auto":
         small = len(shape) == 1 and shape[0] <= GAUSS_NEWTON_LIMIT

@@ -28,6 +28,11 @@ def student_config(
     Raises:
         ValueError: A choice that is not a student's.
     """
+    if "steps" not in teacher["sampler"]:
+        raise ValueError(
+            f"distill={config['distill']} is a transport, whose samples have no paths to learn; "
+            "distill a run of sampler=default"
+        )
     for name in chosen:
         if name.split(".")[0] in (*SAME, "objective", "experiment"):
             raise ValueError(

@@ -13,6 +13,7 @@ from outsourced.paths import SOURCES, Batch, PathMixture
 from outsourced.posterior import Posterior
 from outsourced.sampler import NoiseSampler, Path
 from outsourced.tasks.base import Observation
+from outsourced.transport import NoiseTransport
 
 Result = tuple[Tensor, dict[str, float]]
 
@@ -239,3 +240,32 @@ class Losses:
         loss = self.objective(Scores(shift=shift, target=target)).mean() * self.sampler.steps
         value = float(loss.detach())
         return loss, {"loss": value, "loss/on_policy": value}
+
+
+class MatchingLosses(Losses):
+    """The loss of a transport: denoising of the latents of simulated pairs.
+
+    Attributes:
+        latents: Of the rows of the bank, set before the first step.
+    """
+
+    sampler: NoiseTransport  # type: ignore[assignment]
+    latents: Tensor
+
+    def _check(self) -> None:
+        if not isinstance(self.objective, PathLikelihood):
+            raise ValueError(
+                "sampler=transport learns simulated pairs; use objective=path_likelihood, got "
+                f"{type(self.objective).__name__}"
+            )
+
+    def likelihood(
+        self, batch: dict[str, Any], count: int, cpu: torch.Generator, device: torch.Generator
+    ) -> Result:
+        """Denoising score matching on simulated pairs."""
+        z, obs = self._observe(batch, count, cpu)
+        self._ends = (z, obs)
+        h = self.latents[batch["rows"][:count]].to(z)
+        loss = self.sampler.matching_loss(h, obs, self.denoising_steps, device).mean()
+        value = float(loss.detach())
+        return loss, {"loss": value, "loss/simulated": value}

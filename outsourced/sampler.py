@@ -48,6 +48,8 @@ class NoiseSampler(PathScores):
             backward pass, so that memory does not grow with K.
     """
 
+    weighted = True  # paths have a density
+
     def __init__(
         self,
         noise_shape: tuple[int, ...],

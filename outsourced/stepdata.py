@@ -51,7 +51,7 @@ class StepData(Dataset):
         count = max(s.anchor_batch, later) if step < s.anchor_steps else later
         rows = torch.randint(self.reserved, len(self.bank), (count,), generator=generator)
         z, x = self.bank.rows(rows)
-        item: dict[str, Any] = {"step": step, "z": z, "x": x}
+        item: dict[str, Any] = {"step": step, "rows": rows, "z": z, "x": x}
         if self.images is not None:
             rows = torch.randint(len(self.images), (s.groups,), generator=generator)
             item["images"] = self.images[rows]

@@ -18,12 +18,13 @@ from torch import Tensor
 from outsourced.annealing import next_beta
 from outsourced.bank import PairBank
 from outsourced.checkpoint import optimizer_tensors
-from outsourced.losses import Losses, Result
+from outsourced.losses import Losses, MatchingLosses, Result
 from outsourced.objectives import Objective, PathLikelihood
 from outsourced.paths import PathMixture
 from outsourced.posterior import Posterior
 from outsourced.sampler import NoiseSampler
 from outsourced.settings import Settings
+from outsourced.transport import NoiseTransport
 
 
 class SamplerTraining(lightning.LightningModule):
@@ -59,7 +60,8 @@ class SamplerTraining(lightning.LightningModule):
         self.sampler, self.settings, self.evaluate = sampler, settings, evaluate
         self.target_beta = posterior.beta
         steps, draws = settings.denoising_steps, settings.teacher_draws
-        self.losses = Losses(sampler, posterior, objective, mixture, steps, teacher, draws)
+        kind = MatchingLosses if isinstance(sampler, NoiseTransport) else Losses
+        self.losses = kind(sampler, posterior, objective, mixture, steps, teacher, draws)
         self.average = {k: v.detach().clone() for k, v in sampler.state_dict().items()}
         self.steps_done, self.skipped, self.skipped_in_row = 0, 0, 0
         self.seconds = 0.0
@@ -79,7 +81,14 @@ class SamplerTraining(lightning.LightningModule):
         return self.losses.posterior
 
     def store(self, bank: PairBank) -> int:
-        """Give the sampler the first draws of the bank to look up; returns how many."""
+        """Give the sampler the first draws of the bank to look up; returns how many.
+
+        A transport gets the latents of all of them instead, to learn from.
+        """
+        if isinstance(self.losses, MatchingLosses):
+            prior, device = self._posterior.prior, self._posterior.device
+            make: Any = prior.denoise
+            self.losses.latents = bank.column("latents", lambda z: make(z.to(device)))
         if self.sampler.anchoring is None:
             return 0
         lookup = self.sampler.anchoring.lookup

@@ -24,7 +24,7 @@ LAYERS = (
     {"bank", "replay", "build", "observing"},
     {"posterior"},
     {"denoising", "distilling"},
-    {"sampler"},
+    {"sampler", "transport"},
     {"scoring"},
     {"control"},
     {"guidance"},

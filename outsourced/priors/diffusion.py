@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from outsourced.priors.base import Prior
 from outsourced.priors.diffusion_loading import DTYPES, load_pipeline
 from outsourced.priors.diffusion_memory import bytes_per_sample
-from outsourced.priors.diffusion_schedule import Schedule, check_scheduler
+from outsourced.priors.diffusion_schedule import MOST, TOLERANCE, Schedule, check_scheduler
 
 
 class DiffusionPrior(Prior):
@@ -152,6 +152,42 @@ class DiffusionPrior(Prior):
         x = self.schedule.integrate(again(self._predict), z.to(self.dtype))
         x = again(self.decode)(x)
         return (x.clamp(-1, 1) if self.clamp else x).to(z.dtype)
+
+    def denoise(self, z: Tensor) -> Tensor:
+        """What the sampler carries noise (B, *noise_shape) to before it is decoded: pixels or
+        scaled latents, of the same shape, in the dtype of z."""
+        return self.schedule.integrate(self._predict, z.to(self.dtype)).to(z.dtype)
+
+    def invert(
+        self, h: Tensor, tolerance: float = TOLERANCE, most: int = MOST
+    ) -> tuple[Tensor, float]:
+        """Noise that `denoise` carries to pixels or scaled latents h (B, *noise_shape), nearly.
+
+        Args:
+            h: As `denoise` returns it.
+            tolerance, most: See `Schedule.invert`.
+
+        Returns:
+            The noise, of the shape of h, and the network calls that all of it took, in units of
+            those of one f(z).
+
+        Raises:
+            ValueError: The scheduler is of several steps, or arguments are out of range.
+        """
+        seen = 0
+
+        def predict(x: Tensor, timestep: Tensor) -> Tensor:
+            nonlocal seen
+            seen += len(x)
+            return self._predict(x, timestep)
+
+        z = self.schedule.invert(predict, h.to(self.dtype), tolerance, most)
+        return z.to(h.dtype), seen / self.calls
+
+    def apply_network(self, network: Any, x: Tensor, timestep: Tensor) -> Tensor:
+        """Output of another network of the same kind at (B, ...) and a timestep () or (B,), under
+        the same prompt, without guidance."""
+        return network(x, timestep, return_dict=False)[0]
 
     def _predict(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Output of the network at (B, ...) and a timestep () or (B,), with guidance if any."""

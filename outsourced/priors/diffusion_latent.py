@@ -151,13 +151,21 @@ class LatentDiffusionPrior(DiffusionPrior):
         return negative + self.guidance * (positive - negative)
 
     def _call(self, x: Tensor, timestep: Tensor) -> Tensor:
-        each = len(x) // len(self.embeddings)
-        condition: dict[str, Tensor] = {
-            "encoder_hidden_states": self.embeddings.repeat_interleave(each, dim=0)
-        }
+        return self._conditioned(self.network, x, timestep, slice(None))
+
+    def apply_network(self, network: Any, x: Tensor, timestep: Tensor) -> Tensor:
+        """See the base class; the prompt is the positive one."""
+        return self._conditioned(network, x, timestep, slice(-1, None))
+
+    def _conditioned(self, network: Any, x: Tensor, timestep: Tensor, prompts: slice) -> Tensor:
+        """Output of a network at a batch that holds as many samples of each of the prompts."""
+        embeddings = self.embeddings[prompts].to(x.dtype)
+        each = len(x) // len(embeddings)
+        condition = {"encoder_hidden_states": embeddings.repeat_interleave(each, dim=0)}
         if self.pooled is not None:
-            condition["pooled_projections"] = self.pooled.repeat_interleave(each, dim=0)
-        return self.network(x, timestep=timestep, return_dict=False, **condition)[0]
+            pooled = self.pooled[prompts].to(x.dtype)
+            condition["pooled_projections"] = pooled.repeat_interleave(each, dim=0)
+        return network(x, timestep=timestep, return_dict=False, **condition)[0]
 
     def decode(self, h: Tensor) -> Tensor:
         """Images, (B, C, H, W), not clamped, of scaled latents (B, *noise_shape)."""

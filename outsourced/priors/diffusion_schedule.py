@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from outsourced.priors.fixed_point import fixed_point
 
 CLASSES = {
     "ddim": "DDIMScheduler",
@@ -16,6 +19,8 @@ CLASSES = {
 }
 FLOW = ("flow_match_euler", "dpm_solver++", "unipc")  # those that integrate a rectified flow
 DIFFUSION = ("ddim", "dpm_solver++", "euler", "unipc")
+FIRST_ORDER = ("ddim", "euler", "flow_match_euler")  # a step knows nothing of those before it
+TOLERANCE, MOST = 0.005, 12  # of an inversion
 STOCHASTIC = {"ddpm", "ddpm_parallel", "euler_ancestral", "k_dpm_2_ancestral", "lcm", "tcd", "sa"}
 STOCHASTIC |= {"dpm_solver_sde", "sde_dpm_solver++", "sde_dpm_solver", "flow_match_lcm", "repaint"}
 
@@ -37,6 +42,9 @@ def check_scheduler(name: str | None, steps: int) -> None:
         )
     if steps < 1:
         raise ValueError(f"prior.steps must be >= 1, got {steps}")
+
+
+Step = tuple[Tensor, float, float, float]
 
 
 class Schedule:
@@ -127,6 +135,75 @@ class Schedule:
             output = predict(scale(x, timestep), timestep)
             x = scheduler.step(output, timestep, x, return_dict=False)[0]
         return x
+
+    def invert(
+        self,
+        predict: Callable[[Tensor, Tensor], Tensor],
+        x: Tensor,
+        tolerance: float = TOLERANCE,
+        most: int = MOST,
+    ) -> Tensor:
+        """Noise that `integrate` carries to a sample, each step undone by fixed-point iteration.
+
+        One iteration is the usual inversion, which takes the network's output at the end of a step
+        for that at its start (Song et al., 2021, arXiv 2010.02502). It loses the noise that a last
+        long step takes away; iterations find it again (Pan et al., 2023, arXiv 2309.04907).
+
+        Args:
+            predict: As of `integrate`.
+            x: The sample, (B, ...).
+            tolerance: See `fixed_point`; in standard deviations of the noise.
+            most: Network calls of a sample for each step, at most.
+
+        Raises:
+            ValueError: A multi-step scheduler, tolerance <= 0 or most < 1.
+        """
+        if tolerance <= 0 or most < 1:
+            raise ValueError(
+                f"an inversion needs tolerance > 0 and most >= 1, got {tolerance} and {most}"
+            )
+        for step in reversed(self._steps(x)):
+            x = _undo(predict, x, step, tolerance, most)
+        return x / float(getattr(self.begin(), "init_noise_sigma", 1.0))
+
+    def _steps(self, like: Tensor) -> list[Step]:
+        """Timestep, scale of the network's input, and factors of the state and of the output in the
+        state after it, of each step: read off the scheduler itself, whose steps are linear."""
+        if self.name not in FIRST_ORDER:
+            raise ValueError(
+                f"prior.scheduler {self.name!r} remembers earlier steps and cannot be inverted; "
+                f"use one of {', '.join(FIRST_ORDER)}"
+            )
+        for clipped in ("clip_sample", "thresholding"):
+            if self.config.get(clipped):
+                raise ValueError(
+                    f"a scheduler with {clipped}=true cannot be inverted: its steps lose what they "
+                    "clip; set it to false in the pipeline's scheduler_config.json"
+                )
+        states, outputs = self.begin(like.device), self.begin(like.device)
+        one = torch.ones((1, *like.shape[1:]), device=like.device)
+        scale = getattr(states, "scale_model_input", lambda sample, _: sample)
+        found = []
+        for timestep in states.timesteps:
+            first = float(scale(one, timestep).flatten()[0])
+            if hasattr(outputs, "scale_model_input"):
+                outputs.scale_model_input(one, timestep)  # some count their steps by it
+            keep = states.step(0 * one, timestep, one, return_dict=False)[0].flatten()[0]
+            gain = outputs.step(one, timestep, 0 * one, return_dict=False)[0].flatten()[0]
+            found.append((timestep, first, float(keep), float(gain)))
+        return found
+
+
+def _undo(
+    predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, step: Step, tolerance: float, most: int
+) -> Tensor:
+    """The state before a step, from that after it."""
+    timestep, scale, keep, gain = step
+
+    def update(before: Tensor, rows: Tensor) -> Tensor:
+        return (x[rows] - gain * predict(before * scale, timestep)) / keep
+
+    return fixed_point(update, x, tolerance, most)
 
 
 def _is_flow(scheduler: Any) -> bool:

@@ -12,6 +12,7 @@ from outsourced.solvers.base import Samples, check_request, clock
 from outsourced.solvers.corrections import Draws, Target
 from outsourced.solvers.transition import KERNELS, check_kernel
 from outsourced.tasks.base import Observation
+from outsourced.transport import NoiseTransport
 
 RESAMPLING = ("importance", "smc")
 CORRECTIONS = (None, *RESAMPLING, "imh", *KERNELS)
@@ -21,8 +22,9 @@ MOVES = 50
 class Amortized:
     """Samples of a trained noise sampler, with their weights, or corrected.
 
-    Uncorrected samples cost one roll-out each and carry log_weight = beta log r - log_ratio of
-    their paths. What each correction guarantees is said where it is, in `corrections`; in short:
+    Uncorrected samples cost one roll-out each. They carry log_weight = beta log r - log_ratio of
+    their paths, but for those of a `NoiseTransport`, which count equally. What each correction
+    guarantees is said where it is, in `corrections`; in short:
 
     - `importance`, `smc`: consistent, bias 1 / candidates; samples repeat where weights are few.
     - `imh`: exact in the limit of many moves; proposes whole paths, needs no gradient.
@@ -49,7 +51,7 @@ class Amortized:
 
     def __init__(
         self,
-        sampler: NoiseSampler,
+        sampler: NoiseSampler | NoiseTransport,
         posterior: Posterior,
         correct: str | None = None,
         candidates: int | None = None,
@@ -68,7 +70,10 @@ class Amortized:
                 raise ValueError(f"solver.{name} must be >= 1, got {value}")
         if correct in KERNELS:
             check_kernel(correct, posterior, step)
+        if correct in (*RESAMPLING, "imh"):
+            corrections.check_weighted(sampler, f"solver.correct={correct}")
         if correct == "smc":
+            assert isinstance(sampler, NoiseSampler)
             corrections.check_twist(sampler)
         self.sampler, self.posterior = sampler, posterior
         self.correct, self.candidates, self.step = correct, candidates, step
@@ -96,6 +101,8 @@ class Amortized:
                 f"solver.candidates must be >= n = {n} samples per observation, got {count}; "
                 "raise it or leave it out"
             )
+        if count > n and self.correct in KERNELS:
+            corrections.check_weighted(self.sampler, f"solver.candidates={count} > n = {n}")
         return count
 
     @torch.no_grad()
@@ -140,10 +147,10 @@ class Amortized:
         return Samples(
             x,
             z,
-            log_weight=weight if self.correct is None else None,
+            log_weight=weight if self.correct is None and len(weight) else None,
             prior_calls=self.posterior.prior_calls - calls,
             seconds=clock(obs.y.device) - start,
-            proposal_log_weight=weight,
+            proposal_log_weight=weight if len(weight) else None,
             diagnostics={name: torch.cat([p.diagnostics[name] for p in pieces]) for name in names},
         )
 

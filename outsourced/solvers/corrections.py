@@ -21,6 +21,7 @@ from outsourced.solvers.chains import Trace, check_start, gaussian, run_chains
 from outsourced.solvers.resampling import ess_share, log_z_std, pick, resample
 from outsourced.solvers.transition import Transition
 from outsourced.tasks.base import Observation
+from outsourced.transport import NoiseTransport
 
 KEPT = 32  # most states of a chain that R-hat reads
 
@@ -31,7 +32,7 @@ class Draws:
 
     Attributes:
         z, x: noise and data, (n, B, ...).
-        log_weight: of all proposals, nats (m, B).
+        log_weight: of all proposals, nats (m, B); (0, B) where the sampler's have none.
         diagnostics: as in `Samples`.
     """
 
@@ -52,7 +53,7 @@ class Target:
         generator: source of randomness.
     """
 
-    sampler: NoiseSampler
+    sampler: NoiseSampler | NoiseTransport
     posterior: Posterior
     obs: Observation
     context: Context
@@ -61,8 +62,9 @@ class Target:
     def propose(self, m: int) -> Draws:
         """m draws of the sampler with log_weight = beta log r - log_ratio of their paths."""
         path = self.sampler.forward_path(self.obs, m, self.generator, context=self.context)
-        assert path.log_ratio is not None  # forward_path scores as it draws
         x, log_reward = self.evaluate(path.end)
+        if path.log_ratio is None:
+            return Draws(path.end, x, log_reward[:0])
         return Draws(path.end, x, log_reward - path.log_ratio)
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,6 +111,7 @@ def smc(target: Target, n: int, candidates: int, least: float = 0.5) -> Draws:
         least: share of effective particles below which an observation is resampled.
     """
     sampler, rows = target.sampler, target.context.repeat(candidates)
+    assert isinstance(sampler, NoiseSampler)  # `check_weighted`
     shape = (candidates, len(target.obs))
     z = target.noise(rows.embedding.new_empty(shape[0] * shape[1], *sampler.noise_shape))
     level = _twist(sampler, rows, z, 0).unflatten(0, shape)
@@ -143,6 +146,19 @@ def smc(target: Target, n: int, candidates: int, least: float = 0.5) -> Draws:
     index = resample(weight, n, target.generator)
     z = z.unflatten(0, shape)
     return Draws(pick(z, index), pick(x, index), (weight + total).to(weight.dtype), diagnostics)
+
+
+def check_weighted(sampler: NoiseSampler | NoiseTransport, what: str) -> None:
+    """Refuse what needs the density of a sampler's paths where there is none.
+
+    Raises:
+        ValueError: naming what needs it.
+    """
+    if not sampler.weighted:
+        raise ValueError(
+            f"{what} needs samples with weights, but those of sampler=transport have none; use "
+            "solver.correct=pcn, mala or hmc with as many candidates as samples"
+        )
 
 
 def check_twist(sampler: NoiseSampler) -> None:

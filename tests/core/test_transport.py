@@ -1,0 +1,179 @@
+"""Noise carried along a conditional flow and back: closed form, the untrained map, refusals."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from outsourced.posterior import Posterior
+from outsourced.priors import VAE
+from outsourced.priors.base import Prior
+from outsourced.priors.diffusion_schedule import Schedule
+from outsourced.sampler import NoiseSampler
+from outsourced.solvers import Amortized
+from outsourced.tasks import Denoise
+from outsourced.transport import NoiseTransport, PatchEncoder
+
+SHAPE, SCALE, SIGMA, STEPS = (1, 4, 4), 0.6, 0.4, 60
+
+
+class Linear(nn.Module):
+    """A denoiser that is linear at every timestep: sum_c gain[t, c] conv_in(x)_c."""
+
+    def __init__(self, alphas: Tensor):
+        super().__init__()
+        self.conv_in = nn.Conv2d(1, 2, 1)
+        with torch.no_grad():
+            self.conv_in.weight.copy_(torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
+            self.conv_in.bias.zero_()
+        # E[noise | state] where pixels are N(0, SCALE^2).
+        gain = (1 - alphas).sqrt() / (alphas * SCALE**2 + 1 - alphas)
+        self.gain = nn.Parameter(torch.stack([gain, 0.5 * torch.ones_like(gain)], 1))
+
+    def forward(self, x: Tensor, timestep: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        gain = self.gain[torch.as_tensor(timestep).long().expand(len(x))]
+        return ((gain[:, :, None, None] * self.conv_in(x)).sum(1, keepdim=True),)
+
+
+class GaussianDiffusion(Prior):
+    """DDIM on independent Gaussian pixels: f multiplies noise by a constant."""
+
+    def __init__(self) -> None:
+        from diffusers import DDIMScheduler
+
+        super().__init__(SHAPE, SHAPE)
+        self.schedule = Schedule(
+            DDIMScheduler(clip_sample=False, set_alpha_to_one=True), None, STEPS
+        )
+        self.alphas_cumprod = self.schedule.begin().alphas_cumprod.clone()
+        self.network = Linear(self.alphas_cumprod)
+        self.timesteps, self.calls = self.schedule.timesteps, STEPS
+        self.freeze()
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.denoise(z)
+
+    def denoise(self, z: Tensor) -> Tensor:
+        return self.schedule.integrate(lambda x, t: self.network(x, t)[0], z)
+
+    def invert(self, h: Tensor, tolerance: float) -> tuple[Tensor, float]:
+        z = self.schedule.invert(lambda x, t: self.network(x, t)[0], h, tolerance)
+        return z, 2.0 * len(h)
+
+    def apply_network(self, network: nn.Module, x: Tensor, timestep: Tensor) -> Tensor:
+        return network(x, timestep)[0]
+
+
+@pytest.fixture(scope="module")
+def posterior() -> Posterior:
+    return Posterior(GaussianDiffusion(), Denoise(SHAPE, sigma=SIGMA))
+
+
+def transport(posterior: Posterior, **options) -> NoiseTransport:
+    torch.manual_seed(0)
+    shapes = posterior.prior.noise_shape, posterior.task.feature_shape
+    return NoiseTransport(*shapes, posterior, **{"width": 8, **options})
+
+
+def test_untrained_transport_is_the_prior(posterior):
+    """Its network is the prior's own, and the inversion undoes it.
+
+    Mutants: new input channels that are looked at, another order of timesteps in one direction.
+    """
+    sampler = transport(posterior, tolerance=1e-5)
+    _, _, obs = posterior.simulate(3, torch.Generator().manual_seed(1))
+    path = sampler.forward_path(obs, 5, torch.Generator().manual_seed(2))
+    assert path.z.shape == (2, 5, 3, *SHAPE)
+    assert path.log_ratio is None
+    torch.testing.assert_close(path.end, path.z[0], rtol=1e-3, atol=1e-3)
+
+
+def exact(posterior: Posterior, noise: Tensor, y: Tensor) -> Tensor:
+    """The same sampler with the closed-form denoiser of p(x | y), and back through f: z."""
+    prior = posterior.prior
+    c = float(prior.denoise(torch.ones(1, *SHAPE)).mean())
+
+    def predict(x: Tensor, timestep: Tensor) -> Tensor:
+        alpha = float(prior.alphas_cumprod[timestep])
+        precision = 1 / c**2 + alpha / (1 - alpha) + 1 / SIGMA**2
+        clean = (alpha**0.5 / (1 - alpha) * x + y / SIGMA**2) / precision
+        return (x - alpha**0.5 * clean) / (1 - alpha) ** 0.5
+
+    return prior.schedule.integrate(predict, noise) / c
+
+
+def test_learns_the_gaussian_posterior(posterior):
+    """x = c z and y = x + sigma n: samples are those of the closed-form denoiser for the same
+    noise, which have the mean c y / (c^2 + sigma^2) and, but for their few steps, its deviation.
+
+    Mutants: targets of another parametrisation, noise levels of other rows, latents of other
+    observations, an inversion that is left out (it would draw x in the place of z).
+    """
+    sampler = transport(posterior)
+    optimizer = torch.optim.Adam(sampler.parameters(), lr=2e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(600):
+        z, x, obs = posterior.simulate(64, generator)
+        loss = sampler.matching_loss(x, obs, 2, generator).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    c = float(posterior.prior.denoise(torch.ones(1, *SHAPE)).mean())
+    assert c == pytest.approx(SCALE, rel=0.05)
+    _, _, obs = posterior.simulate(20, torch.Generator().manual_seed(4))
+    path = sampler.forward_path(obs, 100, generator)
+    mean, std = c * obs.y / (c**2 + SIGMA**2), SIGMA / (c**2 + SIGMA**2) ** 0.5
+    wanted = exact(posterior, path.z[0].flatten(0, 1), obs.y.repeat(100, 1, 1, 1))
+    error = path.end.flatten(0, 1) - wanted
+    assert error.square().mean().sqrt() < 0.1 * std
+    assert (path.end.mean(0) - mean).square().mean().sqrt() < 0.15 * std
+    assert float(wanted.unflatten(0, (100, 20)).std(0).mean()) == pytest.approx(std, rel=0.1)
+
+
+def test_a_batch_is_its_observations_alone(posterior):
+    """Chunks and other observations change nothing. Mutant: rows in the order of the other axis."""
+    sampler = transport(posterior)
+    with torch.no_grad():  # let it see what it is given
+        sampler.network.conv_in.weight.normal_(generator=torch.Generator().manual_seed(5))
+    _, _, obs = posterior.simulate(3, torch.Generator().manual_seed(1))
+    noise = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(6))
+    posterior.chunk = 4
+    whole = sampler.forward_path(obs, 2, torch.Generator().manual_seed(6))
+    posterior.chunk = 4096
+    assert torch.equal(whole.z[0].flatten(0, 1), noise)
+    for row in range(6):
+        alone = sampler.latents(noise[row : row + 1], sampler.encode(obs[row % 3]))
+        end, _ = posterior.prior.invert(alone, sampler.tolerance)
+        torch.testing.assert_close(whole.end.flatten(0, 1)[row], end[0], rtol=1e-4, atol=1e-4)
+
+
+def test_samples_count_equally_and_moves_start_from_them(posterior):
+    """Mutants: weights of zero, which say that all is well; weights of another sampler."""
+    sampler = transport(posterior)
+    _, _, obs = posterior.simulate(2, torch.Generator().manual_seed(1))
+    samples = Amortized(sampler, posterior)(obs, 4, torch.Generator().manual_seed(2))
+    assert samples.log_weight is None
+    assert samples.proposal_log_weight is None
+    assert torch.equal(samples.x[:, 0], posterior.decode(samples.z[:, 0]))
+    moved = Amortized(sampler, posterior, correct="pcn", moves=40)(obs, 4)
+    assert (moved.z - samples.z).abs().mean() > 0.1
+    for correct in ("importance", "smc", "imh"):
+        with pytest.raises(ValueError, match=f"solver.correct={correct} needs samples with weig"):
+            Amortized(sampler, posterior, correct=correct)
+    with pytest.raises(ValueError, match="candidates=9 > n = 4 needs samples with weights"):
+        Amortized(sampler, posterior, correct="pcn", candidates=9)(obs, 4)
+
+
+def test_refuses_priors_that_it_does_not_fit(posterior):
+    """Each with the way out."""
+    prior = VAE.from_weights("fashion_vae")
+    task = Denoise(prior.data_shape, sigma=0.1)
+    with pytest.raises(ValueError, match=r"needs a diffusion prior with a U-Net, got VAE"):
+        NoiseTransport((16,), task.feature_shape, Posterior(prior, task))
+    with pytest.raises(ValueError, match=r"sampler\.tolerance must be > 0, got 0"):
+        transport(posterior, tolerance=0)
+    with pytest.raises(ValueError, match=r"grid \(3, 4\), got features \(2, 4, 4\)"):
+        PatchEncoder((2, 4, 4), (3, 4), 8)
+    assert NoiseSampler.weighted
+    assert not NoiseTransport.weighted
