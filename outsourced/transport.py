@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from outsourced.climb import climb
 from outsourced.guidance import Context
 from outsourced.networks import zero_
 from outsourced.scoring import Path
@@ -29,6 +30,8 @@ class DiffusionProblem(Protocol):
     """What the transport asks about its problem; `Posterior` of a `DiffusionPrior` answers."""
 
     prior: Any
+    task: Any
+    beta: float
     chunk: int
     prior_calls: int
 
@@ -80,6 +83,9 @@ class NoiseTransport(nn.Module):
         conditioning: The problem, whose prior is a `DiffusionPrior`.
         tolerance: At which a step of the inversion has converged, in standard deviations of the
             noise; smaller ones take more network calls.
+        refine: Steps of a climb of log r, with the latents in the place of the noise, from the
+            draws of G_y; each takes a gradient through the decoder alone. 0 for black boxes.
+        rate: Of the climb, in standard deviations of the latents.
         width: Hidden channels of the observation encoder.
 
     Raises:
@@ -96,14 +102,24 @@ class NoiseTransport(nn.Module):
         feature_shape: tuple[int, ...],
         conditioning: DiffusionProblem,
         tolerance: float = 0.005,
+        refine: int = 0,
+        rate: float = 0.05,
         width: int = 128,
     ):
         super().__init__()
         if tolerance <= 0:
             raise ValueError(f"sampler.tolerance must be > 0, got {tolerance}")
-        if width < 1:
-            raise ValueError(f"sampler.width must be >= 1, got {width}")
+        if refine < 0:
+            raise ValueError(f"sampler.refine must be >= 0 steps, got {refine}")
+        for name, value in (("width", width), ("rate", rate)):
+            if value <= 0:
+                raise ValueError(f"sampler.{name} must be > 0, got {value}")
         prior = conditioning.prior
+        if refine and not conditioning.task.differentiable:
+            raise ValueError(
+                f"sampler.refine={refine} needs the gradient of log r, but the task "
+                f"{type(conditioning.task).__name__} is a black box; use sampler.refine=0"
+            )
         if not (hasattr(prior, "invert") and hasattr(prior.network, "conv_in")):
             raise ValueError(
                 "sampler=transport needs a diffusion prior with a U-Net, got "
@@ -116,6 +132,7 @@ class NoiseTransport(nn.Module):
             )
         self._problem = (conditioning,)  # a tuple hides the frozen prior from state_dict
         self.noise_shape, self.tolerance = tuple(noise_shape), tolerance
+        self.refine, self.rate = refine, rate
         self.encoder = PatchEncoder(tuple(feature_shape), self.noise_shape[1:], width)
         self.network = _widened(prior.network, self.encoder.size)
         self.steps = int(prior.calls)
@@ -136,6 +153,22 @@ class NoiseTransport(nn.Module):
             return self._call(h, timestep, context.embedding)
 
         return self.conditioning.prior.schedule.integrate(predict, noise)
+
+    def _refined(self, h: Tensor, obs: Observation) -> Tensor:
+        """Latents a few steps up log r(decode(h)) - |h|^2 / 2, each on its own."""
+        if not self.refine:
+            return h
+
+        def value_and_grad(h: Tensor) -> tuple[Tensor, Tensor]:
+            problem = self.conditioning
+            with torch.enable_grad():
+                leaf = h.detach().requires_grad_()
+                value = problem.beta * problem.task.log_reward(problem.prior.decode(leaf), obs)
+                (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            return value.detach(), gradient
+
+        # The climb does not look at the point after its last gradient.
+        return climb(value_and_grad, h, self.refine + 1, self.rate)
 
     def _call(self, h: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
         joint = torch.cat([h, embedding], 1)
@@ -164,7 +197,8 @@ class NoiseTransport(nn.Module):
         noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
         ends = []
         for piece in torch.arange(rows, device=like.device).split(problem.chunk):
-            h = self.latents(noise[piece], context.select(piece))
+            part = context.select(piece)
+            h = self._refined(self.latents(noise[piece], part), part.obs)
             z, calls = problem.prior.invert(h, self.tolerance)
             ends.append(z)
             problem.prior_calls += round(calls)

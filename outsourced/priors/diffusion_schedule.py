@@ -197,7 +197,11 @@ class Schedule:
 def _undo(
     predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, step: Step, tolerance: float, most: int
 ) -> Tensor:
-    """The state before a step, from that after it."""
+    """The state before a step, from that after it.
+
+    The iteration starts at the state itself: from an extrapolated guess it takes fewer calls, but
+    off the prior's range it ends in other solutions, from which the sampler does not lead back.
+    """
     timestep, scale, keep, gain = step
 
     def update(before: Tensor, rows: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def test_learns_the_gaussian_posterior(posterior):
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
     generator = torch.Generator().manual_seed(3)
     for _ in range(600):
-        z, x, obs = posterior.simulate(64, generator)
+        _z, x, obs = posterior.simulate(64, generator)
         loss = sampler.matching_loss(x, obs, 2, generator).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -146,6 +146,33 @@ def test_a_batch_is_its_observations_alone(posterior):
         alone = sampler.latents(noise[row : row + 1], sampler.encode(obs[row % 3]))
         end, _ = posterior.prior.invert(alone, sampler.tolerance)
         torch.testing.assert_close(whole.end.flatten(0, 1)[row], end[0], rtol=1e-4, atol=1e-4)
+
+
+def test_refinement_climbs_by_the_decoder_alone(posterior):
+    """Latents go up log r(decode(h)) - |h|^2 / 2, which f itself is not asked for.
+
+    Mutants: steps that are taken but not returned, of the other observations, down.
+    """
+    prior = posterior.prior
+    prior.decode = lambda h: 2 * h
+    _, _, obs = posterior.simulate(3, torch.Generator().manual_seed(1))
+
+    def height(h: Tensor) -> Tensor:
+        energy = 0.5 * h.flatten(1).square().sum(1)
+        return posterior.task.log_reward(2 * h, obs) - energy
+
+    sampler = transport(posterior, refine=4, rate=0.1)
+    calls, plain = posterior.prior_calls, transport(posterior)
+    first = plain.forward_path(obs, 1, torch.Generator().manual_seed(2)).end[0]
+    assert posterior.prior_calls == calls + 6  # as its inversion says
+    last = sampler.forward_path(obs, 1, torch.Generator().manual_seed(2)).end[0]
+    before, after = (height(prior.denoise(z)) for z in (first, last))
+    assert (after > before + 1).all()
+    moved = (prior.denoise(last) - prior.denoise(first)).abs()
+    assert moved.max() < 0.6
+    del prior.decode
+    with pytest.raises(ValueError, match=r"sampler\.refine must be >= 0 steps, got -1"):
+        transport(posterior, refine=-1)
 
 
 def test_samples_count_equally_and_moves_start_from_them(posterior):
