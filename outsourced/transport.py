@@ -101,7 +101,7 @@ class NoiseTransport(nn.Module):
         noise_shape: tuple[int, ...],
         feature_shape: tuple[int, ...],
         conditioning: DiffusionProblem,
-        tolerance: float = 0.005,
+        tolerance: float = 0.001,
         refine: int = 0,
         rate: float = 0.05,
         width: int = 128,
