@@ -3,6 +3,15 @@
 from outsourced.posterior import Posterior
 from outsourced.sampler import NoiseSampler, Path
 from outsourced.tasks.base import Observation, Task
+from outsourced.transport import NoiseTransport
 
 __version__ = "0.1.0"
-__all__ = ["NoiseSampler", "Observation", "Path", "Posterior", "Task", "__version__"]
+__all__ = [
+    "NoiseSampler",
+    "NoiseTransport",
+    "Observation",
+    "Path",
+    "Posterior",
+    "Task",
+    "__version__",
+]

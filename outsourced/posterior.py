@@ -128,6 +128,25 @@ class Posterior:
             gradients.append(gradient)
         return torch.cat(values), torch.cat(gradients)
 
+    def grad_latent_log_reward(self, h: Tensor, obs: Observation) -> tuple[Tensor, Tensor]:
+        """(beta log r(decode(h)), its gradient in h) at latents h (B, *noise_shape) of a diffusion
+        prior, without graph: (B,) and (B, *noise_shape).
+
+        Raises:
+            ValueError: The prior or the task is a black box.
+        """
+        self._require_gradient("the gradient of log r")
+        decode: Any = self.prior.decode
+        values, gradients = [], []
+        for piece in self._pieces(len(h)):
+            with torch.enable_grad():
+                leaf = h[piece].detach().requires_grad_()
+                value = self.beta * self.task.log_reward(decode(leaf), obs[piece])
+                (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            values.append(value.detach())
+            gradients.append(gradient)
+        return torch.cat(values), torch.cat(gradients)
+
     def gauss_newton(self, z: Tensor, obs: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """beta log r, its gradient and its Gauss-Newton matrix beta J^T J in z (B, d).
 

@@ -30,11 +30,11 @@ class DiffusionProblem(Protocol):
     """What the transport asks about its problem; `Posterior` of a `DiffusionPrior` answers."""
 
     prior: Any
-    task: Any
-    beta: float
+    black_box: str | None
     chunk: int
     prior_calls: int
 
+    def grad_latent_log_reward(self, h: Tensor, obs: Observation) -> tuple[Tensor, Tensor]: ...
     def features(self, obs: Observation) -> Tensor: ...
 
 
@@ -115,10 +115,10 @@ class NoiseTransport(nn.Module):
             if value <= 0:
                 raise ValueError(f"sampler.{name} must be > 0, got {value}")
         prior = conditioning.prior
-        if refine and not conditioning.task.differentiable:
+        if refine and conditioning.black_box is not None:
             raise ValueError(
-                f"sampler.refine={refine} needs the gradient of log r, but the task "
-                f"{type(conditioning.task).__name__} is a black box; use sampler.refine=0"
+                f"sampler.refine={refine} needs the gradient of log r, but "
+                f"{conditioning.black_box} is a black box; use sampler.refine=0"
             )
         if not (hasattr(prior, "invert") and hasattr(prior.network, "conv_in")):
             raise ValueError(
@@ -158,17 +158,9 @@ class NoiseTransport(nn.Module):
         """Latents a few steps up log r(decode(h)) - |h|^2 / 2, each on its own."""
         if not self.refine:
             return h
-
-        def value_and_grad(h: Tensor) -> tuple[Tensor, Tensor]:
-            problem = self.conditioning
-            with torch.enable_grad():
-                leaf = h.detach().requires_grad_()
-                value = problem.beta * problem.task.log_reward(problem.prior.decode(leaf), obs)
-                (gradient,) = torch.autograd.grad(value.sum(), leaf)
-            return value.detach(), gradient
-
+        gradient = self.conditioning.grad_latent_log_reward
         # The climb does not look at the point after its last gradient.
-        return climb(value_and_grad, h, self.refine + 1, self.rate)
+        return climb(lambda h: gradient(h, obs), h, self.refine + 1, self.rate)
 
     def _call(self, h: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
         joint = torch.cat([h, embedding], 1)

@@ -165,7 +165,8 @@ class DiffusionPrior(Prior):
 
         Args:
             h: As `denoise` returns it.
-            tolerance, most: See `Schedule.invert`.
+            tolerance, most: See `Schedule.invert`; the former is at least four roundings of the
+                network's type.
 
         Returns:
             The noise, of the shape of h, and the network calls that all of it took, in units of
@@ -181,6 +182,7 @@ class DiffusionPrior(Prior):
             seen += len(x)
             return self._predict(x, timestep)
 
+        tolerance = max(tolerance, 4 * torch.finfo(self.dtype).eps)
         z = self.schedule.invert(predict, h.to(self.dtype), tolerance, most)
         return z.to(h.dtype), seen / self.calls
 

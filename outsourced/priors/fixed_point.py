@@ -28,10 +28,11 @@ def fixed_point(
     for _ in range(most):
         image = update(found[rows], rows)
         step = (image - found[rows]).flatten(1).square().mean(1).sqrt()
-        points = [*points, found[rows].flatten(1)][-MEMORY:]
-        images = [*images, image.flatten(1)][-MEMORY:]
+        # Combined in single precision at least: there is no half-precision solver.
+        points = [*points, found[rows].flatten(1).float()][-MEMORY:]
+        images = [*images, image.flatten(1).float()][-MEMORY:]
         moving = ~(step < tolerance)  # not a number never converges
-        mixed = _mix(points, images).view_as(image)
+        mixed = _mix(points, images).view_as(image).to(image.dtype)
         found[rows] = torch.where(moving.reshape(-1, *[1] * (image.ndim - 1)), mixed, image)
         if not moving.any():
             break

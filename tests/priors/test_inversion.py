@@ -88,3 +88,12 @@ def test_fixed_points_of_each_sample():
     assert len(asked) < 8
     still = fixed_point(lambda y, rows: y, torch.ones(2, 3), 1e-3, 5)
     assert torch.equal(still, torch.ones(2, 3))
+
+
+def test_ends_in_low_precision(ddpm_folder):
+    """No finer than the type can tell. Mutant: a tolerance that bfloat16 never reaches."""
+    model = DiffusionPrior(str(ddpm_folder), steps=3, dtype="bfloat16")
+    z = noise(model)
+    found, calls = model.invert(model.denoise(z), 1e-6, 40)
+    assert calls < 10 * len(z)
+    assert (found - z).abs().mean() < 0.2

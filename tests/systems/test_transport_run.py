@@ -1,0 +1,96 @@
+"""`train.py` and `sample.py` with a transport, on the embedded latent diffusion."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from outsourced.bank import PairBank
+from outsourced.build import load_run
+from outsourced.run import METRICS, WEIGHTS, read_tensors
+
+TRANSPORT = (
+    *("prior=fashion_sd", "prior.steps=2", "sampler=transport", "objective=path_likelihood"),
+    *("trainer=transport", "trainer.batch=2", "trainer.evaluate_every=0", "trainer.max_steps=4"),
+    *("data.bank_size=8", "evaluate.observations=2", "evaluate.n=2", "sampler.width=8"),
+    *("logger=none", "lightning.accelerator=cpu", "+lightning.enable_progress_bar=false"),
+)
+
+
+@pytest.fixture
+def transport(train):
+    """`train.py` with few steps of everything."""
+    return lambda *more: train(*TRANSPORT, *more, tiny=False)
+
+
+def test_trains_resumes_and_samples(transport, train, sample, interrupt_at) -> None:
+    """A run that was stopped ends with the weights of one that was not, and they have moved.
+
+    Mutants: latents of other rows, weights that are not stored, a resumed run that starts anew,
+    evidence of samples without weights.
+    """
+    whole = transport("run=whole")
+    assert whole.code == 0, whole.error
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 2)
+        half = transport("run=r")
+    assert half.code == 0, half.error
+    assert "stopped at step 2" in half.out
+    assert not Path("r", METRICS).exists()
+    rest = transport("run=r")
+    assert rest.code == 0, rest.error
+    weights, _ = read_tensors(Path("r", WEIGHTS))
+    other, _ = read_tensors(Path("whole", WEIGHTS))
+    assert all(torch.equal(weights[name], other[name]) for name in other)
+    assert other["network.conv_in.weight"][:, 4:].abs().max() > 0
+    figures = json.loads(Path("whole", METRICS).read_text())
+    assert figures["simulated/residual"] > 0
+    assert "simulated/elbo" not in figures
+    answer = sample("run=whole", "n=2", "observations=1")
+    assert answer.code == 0, answer.error
+    assert json.loads(Path("whole", "samples", METRICS).read_text())["verdict"]
+    answer = sample("run=whole", "n=2", "observations=1", "correct=importance")
+    assert "needs samples with weights" in answer.error
+    answer = train("distill=whole", "sampler.steps=1", "logger=none", "run=student", tiny=False)
+    assert "distill=whole is a transport" in answer.line
+
+
+def test_learns_by_simulated_pairs_only(transport) -> None:
+    """Mutant: an objective that is accepted and never computed."""
+    answer = transport("objective=log_variance", "run=r")
+    assert "sampler=transport learns simulated pairs; use objective=path_likelihood" in answer.error
+
+
+def test_latents_are_kept_beside_the_pairs(problem, tmp_path) -> None:
+    """Made once, by chunks, and gone on with where they were stopped.
+
+    Mutants: chunks out of order, a partial file taken for a whole one, values that are not finite.
+    """
+    bank = PairBank.build(problem().posterior, tmp_path, 50, chunk=16, progress=False)
+    z, _ = bank.rows(torch.arange(50))
+    seen = []
+
+    def make(noise: torch.Tensor) -> torch.Tensor:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(len(noise))
+        return 3 * noise
+
+    with pytest.raises(KeyboardInterrupt):
+        bank.column("h", make, chunk=16, progress=False)
+    assert not (bank.folder / "h.bin").exists()
+    column = bank.column("h", lambda noise: 3 * noise, chunk=16, progress=False)
+    assert torch.equal(column[torch.tensor([49, 0, 20])], 3 * z[[49, 0, 20]])
+    assert torch.equal(bank.column("h", None, progress=False), column)
+    with pytest.raises(ValueError, match="k of stored draws must be finite, of shape"):
+        bank.column("k", lambda noise: noise / 0, chunk=16, progress=False)
+
+
+def test_run_holds_the_copy_of_the_network(transport) -> None:
+    """The frozen prior is not among the weights. Mutant: it is, or the copy is not."""
+    answer = transport("trainer.max_steps=1", "run=r")
+    assert answer.code == 0, answer.error
+    names = set(load_run("r").sampler.state_dict())
+    assert all(name.startswith(("network.", "encoder.")) for name in names)
+    assert "network.conv_out.weight" in names
