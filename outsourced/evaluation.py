@@ -177,9 +177,8 @@ class Evaluator:
         """All figures, prefixed by the kind of observation; `gap` is EUBO - ELBO, at beta = 1."""
         device, calls = self.posterior.device, self.posterior.prior_calls
         figures = self._figures("simulated", self.simulated, self.x)
-        if (
-            self.posterior.beta == 1 and self.sampler.weighted
-        ):  # else the simulated z are no posterior draws
+        # At another beta the simulated z are no posterior draws.
+        if self.posterior.beta == 1 and self.sampler.weighted:
             pair = self.simulated.to(device), self.z.to(device)
             eubo = upper_bound(self.sampler, self.posterior, *pair, 8, self._generator(device))
             figures["simulated/eubo"] = float(eubo.mean())

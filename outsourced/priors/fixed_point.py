@@ -52,5 +52,6 @@ def _mix(points: list[Tensor], images: list[Tensor]) -> Tensor:
     matrix = change.mT @ change
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     size = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-    share = torch.linalg.solve(matrix + (1e-6 * size + 1e-30) * eye, change.mT @ steps[..., -1:])
+    matrix = matrix + (1e-6 * size + 1e-30) * eye
+    share, _ = torch.linalg.solve_ex(matrix, change.mT @ steps[..., -1:])
     return images[-1] - ((images[-1][..., None] - older) @ share)[..., 0]
