@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,21 +34,24 @@ NAMES = (
 COLUMNS = tuple((name, 1) for name in NAMES)
 
 
-def place(folder: Path, about: Mapping[str, object]) -> Path:
-    """Where the samples of a cell lie."""
+def place(folder: Path, about: Mapping[str, object], obs: Observation) -> Path:
+    """Where the samples of a cell lie: other observations of the same task have files of their
+    own."""
     name = "-".join(str(about[key]) for key in ("prior", "task", "solver"))
-    return folder / "pictures" / f"{re.sub('[^a-z0-9_-]+', '_', name)}.safetensors"
+    digest = hashlib.sha256(obs.y[:1].cpu().contiguous().numpy().tobytes()).hexdigest()[:8]
+    return folder / "pictures" / f"{re.sub('[^a-z0-9_-]+', '_', name)}-{digest}.safetensors"
 
 
-def store(folder: Path, about: Mapping[str, object], draws: Tensor) -> None:
+def store(folder: Path, about: Mapping[str, object], obs: Observation, draws: Tensor) -> None:
     """Keep samples of each shown observation, and their spread where there are many.
 
     Args:
         folder: of all runs.
         about: what identifies the cell.
+        obs: its observations.
         draws: (n, SHOWN, C, H, W); the first are kept.
     """
-    path = place(folder, about)
+    path = place(folder, about, obs)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"samples": draws[:KEPT].contiguous()}
     if len(draws) > KEPT:
@@ -75,7 +79,7 @@ def cases(
         columns: solvers, and how many samples of each are shown.
         shown: most observations.
     """
-    paths = {solver: place(folder, {**name, "solver": solver}) for solver, _ in columns}
+    paths = {solver: place(folder, {**name, "solver": solver}, obs) for solver, _ in columns}
     kept = {solver: read_tensors(path)[0] for solver, path in paths.items() if path.is_file()}
     spread, mask = kept.get(AMORTISED, {}).get("spread"), obs.params.get("mask")
     pictures = {

@@ -235,7 +235,7 @@ def measure(
     draws = samples.x[:1, :SHOWN]
     if contender.plain and not contender.mean:
         draws = solver(obs[:SHOWN], SPREAD, generator_of(args)).x
-    store(args.runs, about, draws)
+    store(args.runs, about, obs, draws)
     return record
 
 

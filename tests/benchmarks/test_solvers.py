@@ -83,7 +83,7 @@ def test_cell_counts_a_sample(judge: Judge, vae: Posterior) -> None:
     assert row["settings"] == "burn_in=5 chains=2 steps=10 thin=1"
     assert 0 < row["seconds"] < 0.1
     assert row["rhat"] > 1
-    assert stored[0][2].shape == (1, 2, 1, 32, 32)
+    assert stored[0][3].shape == (1, 2, 1, 32, 32)
     smc = replace(BY_NAME["smc"], settings={"particles": 4, "moves": 1, "stages": 1})
     row = measure(smc, *begin(smc, setting), setting, args)
     assert "did not reach the posterior within solver.stages = 1" in row["note"]
@@ -177,14 +177,18 @@ def test_report_tells_the_speed() -> None:
 
 
 def test_pictures_are_found_again(tmp_path: Path, judge: Judge) -> None:
-    """Mutant: samples of another task, spreads of another solver, rows that are swapped."""
+    """Mutants: samples of another task or of other observations of it, which lie beside them,
+    spreads of another solver, rows that are swapped."""
     task = Inpaint((1, 32, 32), sigma=0.05)
     obs = task.sample(judge.x, torch.Generator().manual_seed(0))
     name, x = {"prior": "p", "task": "t"}, images(2, 5)
     draws = torch.stack([x.flip(0) + shift for shift in (0.0, 0.1, 0.2, 0.3)])
-    store(tmp_path, {**name, "solver": "psld, 1000"}, x[None])
-    store(tmp_path, {**name, "solver": AMORTISED}, draws)
-    store(tmp_path, {"prior": "p", "task": "u", "solver": "daps"}, x[None])
+    store(tmp_path, {**name, "solver": "psld, 1000"}, obs, x[None])
+    other = task.sample(judge.x, torch.Generator().manual_seed(1))
+    store(tmp_path, {**name, "solver": "psld, 1000"}, other, 0 * x[None])
+    store(tmp_path, {**name, "solver": "daps"}, other, x[None])
+    store(tmp_path, {**name, "solver": AMORTISED}, obs, draws)
+    store(tmp_path, {"prior": "p", "task": "u", "solver": "daps"}, obs, x[None])
     rows = cases(tmp_path, name, task, obs, judge.x)
     assert [list(row.samples) for row in rows] == [[AMORTISED, "psld, 1000"]] * 2
     torch.testing.assert_close(rows[1].samples["psld, 1000"], x[1])
