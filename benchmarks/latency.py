@@ -79,7 +79,9 @@ def residual(problem: Problem, samples: Samples, obs: Observation) -> float:
 def measure(problem: Problem, obs: Observation, n: int, steps: int, seed: int) -> Record:
     """The row of a number of samples of one observation."""
     ours = seconds_of(problem, obs, n, seed)
-    drawn = Amortized(problem.sampler, problem.posterior)(obs, n, torch.Generator().manual_seed(0))
+    drawn = Amortized(problem.sampler, problem.posterior)(
+        obs, n, torch.Generator().manual_seed(seed)
+    )
     rival = configured(RIVAL, {"steps": steps}, problem.posterior)
     theirs = rival(obs, n, torch.Generator().manual_seed(seed))
     return {
@@ -98,8 +100,8 @@ def table(records: list[Record]) -> str:
     return (
         f"{markdown(records, COLUMNS)}\n\n"
         f"One held-out image of `{first['run']}` (sigma = {first['sigma']}), PSLD with "
-        f"{first['rival_steps']} steps, equal batches. The observation: its anchor and curvature, "
-        f"once whatever the number of samples. Medians of {REPEATS} calls after two; PSLD "
+        f"{first['rival_steps']} steps, equal batches. The observation: what it costs once, "
+        f"whatever the number of samples. Medians of {REPEATS} calls after two; PSLD "
         f"once. {told(first)}."
     )
 

@@ -135,7 +135,6 @@ class NoiseTransport(nn.Module):
         self.refine, self.rate = refine, rate
         self.encoder = PatchEncoder(tuple(feature_shape), self.noise_shape[1:], width)
         self.network = _widened(prior.network, self.encoder.size)
-        self.steps = int(prior.calls)
 
     @property
     def conditioning(self) -> DiffusionProblem:

@@ -8,7 +8,17 @@ import torch
 
 from outsourced.bank import PairBank
 from outsourced.build import load_run
+from outsourced.losses import MatchingLosses
+from outsourced.objectives import PathLikelihood
+from outsourced.paths import PathMixture
+from outsourced.posterior import Posterior
+from outsourced.priors import LatentDiffusionPrior
+from outsourced.replay import ReplayBuffer
 from outsourced.run import METRICS, WEIGHTS, read_tensors
+from outsourced.settings import Settings
+from outsourced.stepdata import StepData
+from outsourced.tasks import Denoise
+from outsourced.transport import NoiseTransport
 
 TRANSPORT = (
     *("prior=fashion_sd", "prior.steps=2", "sampler=transport", "objective=path_likelihood"),
@@ -27,7 +37,7 @@ def transport(train):
 def test_trains_resumes_and_samples(transport, train, sample, interrupt_at) -> None:
     """A run that was stopped ends with the weights of one that was not, and they have moved.
 
-    Mutants: latents of other rows, weights that are not stored, a resumed run that starts anew,
+    Mutants: weights that are not stored, a resumed run that starts anew,
     evidence of samples without weights.
     """
     whole = transport("run=whole")
@@ -60,6 +70,31 @@ def test_learns_by_simulated_pairs_only(transport) -> None:
     """Mutant: an objective that is accepted and never computed."""
     answer = transport("objective=log_variance", "run=r")
     assert "sampler=transport learns simulated pairs; use objective=path_likelihood" in answer.error
+
+
+def test_losses_see_the_latents_of_their_pairs(tmp_path) -> None:
+    """Of each row of a step's batch. Mutants: latents of the first rows of the bank, or of rows in
+    another order; rows that are not those of the pairs."""
+    prior = LatentDiffusionPrior("fashion_sd", guidance=1.0, steps=2)
+    posterior = Posterior(prior, Denoise(prior.data_shape, sigma=0.1))
+    sampler = NoiseTransport(prior.noise_shape, posterior.task.feature_shape, posterior, width=8)
+    bank = PairBank.build(posterior, tmp_path, 8, progress=False)
+    mixture = PathMixture(sampler, posterior, ReplayBuffer(8, 1), {"on_policy": 1.0}, 2)
+    settings = Settings(max_steps=2, anchor_steps=0, warm_steps=2, batch=4, groups=4)
+    losses = MatchingLosses(sampler, posterior, PathLikelihood(), mixture, 1)
+    losses.latents = bank.column("latents", prior.denoise, progress=False)
+    batch = StepData(bank, None, settings, 0)[1]
+    seen = []
+
+    def matching_loss(h, obs, steps, generator):
+        seen.append((h, obs.y))
+        return torch.zeros(len(h), requires_grad=True)
+
+    sampler.matching_loss = matching_loss
+    losses.likelihood(batch, 3, torch.Generator().manual_seed(0), torch.Generator())
+    (h, y) = seen[0]
+    torch.testing.assert_close(prior.decode(h).clamp(-1, 1), batch["x"][:3], rtol=1e-4, atol=1e-4)
+    assert (y - batch["x"][:3]).std() < 0.12  # its observations, too
 
 
 def test_latents_are_kept_beside_the_pairs(problem, tmp_path) -> None:
