@@ -3,7 +3,8 @@
     python -m benchmarks.latency --run runs/solvers/fashion_sd-inpaint
 
 Both draw the same number of samples in one batch. What the trained sampler spends is split into
-what an observation costs whatever n is, the paths in noise space, and f. PSLD takes 1000 steps of
+what an observation costs whatever n is, the sampler, and the images of what it drew (by f, or from
+latents by the decoder); f alone, of as many noises, is beside it. PSLD takes 1000 steps of
 the sizes that it has for the prior and task. Measured rows are in the CSV file; delete it to
 measure again. Run it on an idle machine.
 """
@@ -11,9 +12,11 @@ measure again. Run it on an idle machine.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.driver import call, kept, parser, render, surroundings, told
 from benchmarks.posteriors import configured
@@ -21,10 +24,12 @@ from benchmarks.speed import clocked
 from benchmarks.tables import Column, Record, markdown, write_csv
 from outsourced.build import Problem, code_version, held_out, load_run
 from outsourced.evaluation import residuals
+from outsourced.guidance import Context
 from outsourced.observing import observe
 from outsourced.solvers.amortized import Amortized
 from outsourced.solvers.base import Samples
 from outsourced.tasks.base import Observation
+from outsourced.transport import NoiseTransport
 
 SECTION = "latency"
 RIVAL, STEPS, QUICK_STEPS = "psld", 1000, 3
@@ -33,9 +38,10 @@ COLUMNS = (
     Column("n", "samples", ".0f"),
     Column("seconds", "trained, s", ".3g"),
     Column("encode", "of that, the observation", ".3g"),
-    Column("paths", "the paths", ".3g"),
-    Column("f", "f", ".3g"),
-    Column("own", "paths / f", ".0%"),
+    Column("paths", "the sampler", ".3g"),
+    Column("decode", "the images", ".3g"),
+    Column("f", "f alone, s", ".3g"),
+    Column("own", "beyond f", ".0%"),
     Column("rival_seconds", "PSLD, s", ".3g"),
     Column("ratio", "PSLD / trained", ".3g"),
     Column("residual", "residual / σ", ".2f"),
@@ -53,22 +59,36 @@ def seconds_of(problem: Problem, obs: Observation, n: int, seed: int) -> dict[st
         seed: of the samples.
 
     Returns:
-        `seconds` of the call, `encode`, `paths` and `f` of its parts alone, each the median of
-        `REPEATS` calls after two that warm up; `own`, paths over f.
+        `seconds` of the call, `encode`, `paths` and `decode` of its parts, and `f` of n noises,
+        each the median of `REPEATS` calls after two that warm up; `own`: by how much the call
+        exceeds f, as a share of it.
     """
     sampler, posterior = problem.sampler, problem.posterior
     solver = Amortized(sampler, posterior)
+    noise = posterior.draw_noise(n, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         context = sampler.encode(obs, n)
-        z = sampler.forward_path(obs, n, context=context).end[:, 0]
+        draw, decode = _parts(problem, obs, n, context)
+        drawn = draw()
         parts = {
             "seconds": lambda: solver(obs, n, torch.Generator().manual_seed(seed)),
             "encode": lambda: sampler.encode(obs, n),
-            "paths": lambda: sampler.forward_path(obs, n, context=context),
-            "f": lambda: posterior.decode(z),
+            "paths": draw,
+            "decode": lambda: decode(drawn),
+            "f": lambda: posterior.decode(noise),
         }
         found = {name: clocked(work, REPEATS) for name, work in parts.items()}
-    return {**found, "own": found["paths"] / found["f"]}
+    return {**found, "own": found["seconds"] / found["f"] - 1}
+
+
+def _parts(
+    problem: Problem, obs: Observation, n: int, context: Context
+) -> tuple[Callable[[], Tensor], Callable[[Tensor], Tensor]]:
+    """What draws n noises or latents of one observation, and what makes images of them."""
+    sampler, posterior = problem.sampler, problem.posterior
+    if isinstance(sampler, NoiseTransport):
+        return lambda: sampler.draw(obs, n, context=context)[1][:, 0], posterior.decode_latents
+    return lambda: sampler.forward_path(obs, n, context=context).end[:, 0], posterior.decode
 
 
 def residual(problem: Problem, samples: Samples, obs: Observation) -> float:

@@ -28,7 +28,7 @@ def student_config(
     Raises:
         ValueError: A choice that is not a student's.
     """
-    if "steps" not in teacher["sampler"]:
+    if teacher["sampler"]["_target_"].endswith(".NoiseTransport"):
         raise ValueError(
             f"distill={config['distill']} is a transport, whose samples have no paths to learn; "
             "distill a run of sampler=default"

@@ -51,6 +51,11 @@ class Losses:
         self._ends: tuple[Tensor, Observation] | None = None  # of the last step, for `blame`
         self._check()
 
+    @property
+    def anchored(self) -> bool:
+        """Whether there is an encoder that `anchor` trains."""
+        return hasattr(self.sampler, "anchor")
+
     def _check(self) -> None:
         needs, name = self.objective.needs, type(self.objective).__name__
         if "flow" in needs and self.sampler.flow is None:
@@ -251,6 +256,7 @@ class MatchingLosses(Losses):
 
     sampler: NoiseTransport  # type: ignore[assignment]
     latents: Tensor
+    anchored = True
 
     def _check(self) -> None:
         if not isinstance(self.objective, PathLikelihood):
@@ -259,13 +265,25 @@ class MatchingLosses(Losses):
                 f"{type(self.objective).__name__}"
             )
 
+    def anchor(self, batch: dict[str, Any], count: int, cpu: torch.Generator) -> Result:
+        """Likelihood of latents under the encoder's Gaussian alone."""
+        h, obs = self._latents(batch, count, cpu)
+        loss = self.sampler.regression_loss(h, obs).mean()
+        value = float(loss.detach())
+        return loss, {"loss": value, "loss/anchor": value}
+
     def likelihood(
         self, batch: dict[str, Any], count: int, cpu: torch.Generator, device: torch.Generator
     ) -> Result:
         """Denoising score matching on simulated pairs."""
-        z, obs = self._observe(batch, count, cpu)
-        self._ends = (z, obs)
-        h = self.latents[batch["rows"][:count]].to(z)
+        h, obs = self._latents(batch, count, cpu)
         loss = self.sampler.matching_loss(h, obs, self.denoising_steps, device).mean()
         value = float(loss.detach())
         return loss, {"loss": value, "loss/simulated": value}
+
+    def _latents(
+        self, batch: dict[str, Any], count: int, cpu: torch.Generator
+    ) -> tuple[Tensor, Observation]:
+        z, obs = self._observe(batch, count, cpu)
+        self._ends = (z, obs)
+        return self.latents[batch["rows"][:count]].to(z), obs

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from outsourced.latents import LatentView
 from outsourced.priors.base import Prior
 from outsourced.tasks.base import Observation, Task
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Posterior:
+class Posterior(LatentView):
     """pi(z | y) proportional to N(z; 0, I) r(f(z), y)^beta.
 
     Args:
@@ -123,25 +124,6 @@ class Posterior:
             with torch.enable_grad():
                 leaf = z[piece].detach().requires_grad_()
                 value = self.beta * self.task.log_reward(self._decode(leaf), obs[piece])
-                (gradient,) = torch.autograd.grad(value.sum(), leaf)
-            values.append(value.detach())
-            gradients.append(gradient)
-        return torch.cat(values), torch.cat(gradients)
-
-    def grad_latent_log_reward(self, h: Tensor, obs: Observation) -> tuple[Tensor, Tensor]:
-        """(beta log r(decode(h)), its gradient in h) at latents h (B, *noise_shape) of a diffusion
-        prior, without graph: (B,) and (B, *noise_shape).
-
-        Raises:
-            ValueError: The prior or the task is a black box.
-        """
-        self._require_gradient("the gradient of log r")
-        decode: Any = self.prior.decode
-        values, gradients = [], []
-        for piece in self._pieces(len(h)):
-            with torch.enable_grad():
-                leaf = h[piece].detach().requires_grad_()
-                value = self.beta * self.task.log_reward(decode(leaf), obs[piece])
                 (gradient,) = torch.autograd.grad(value.sum(), leaf)
             values.append(value.detach())
             gradients.append(gradient)

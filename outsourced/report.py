@@ -62,7 +62,9 @@ def write_samples(
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    tensors = {"x": samples.x, "z": samples.z}
+    tensors = {"x": samples.x}
+    if samples.z is not None:
+        tensors["z"] = samples.z
     tensors |= {f"observation.{name}": value for name, value in obs.state_dict().items()}
     if samples.log_weight is not None:
         tensors["log_weight"] = samples.log_weight

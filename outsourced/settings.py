@@ -25,7 +25,7 @@ class Settings:
     Attributes:
         max_steps: Optimiser steps in all; the first `warm_steps` are the `PathLikelihood` warm
             start, of which the first `anchor_steps` train the encoder alone, to predict z (samplers
-            with Gauss-Newton guidance; the others start with paths at once).
+            with Gauss-Newton guidance) or latents (transports); the others start with paths.
         anchor_batch: Observations an anchor step.
         batch, denoising_steps: Observations a warm step, and kernels scored for each.
         teacher_draws: Of the teacher for each observation of a step, when distilling.

@@ -126,7 +126,7 @@ class SamplerTraining(lightning.LightningModule):
         """First step, end and peak learning rate of the phases: anchors, warm start, balance."""
         s = self.settings
         warm = s.max_steps if self._likelihood_only else min(s.warm_steps, s.max_steps)
-        anchors = min(s.anchor_steps, warm) if hasattr(self.sampler, "anchor") else 0
+        anchors = min(s.anchor_steps, warm) if self.losses.anchored else 0
         return [(0, anchors, s.lr), (anchors, warm, s.lr), (warm, s.max_steps, s.balance_lr)]
 
     def rate(self, step: int) -> float:

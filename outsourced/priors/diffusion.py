@@ -150,8 +150,10 @@ class DiffusionPrior(Prior):
             return call if grad and self.checkpointing else function
 
         x = self.schedule.integrate(again(self._predict), z.to(self.dtype))
-        x = again(self.decode)(x)
-        return (x.clamp(-1, 1) if self.clamp else x).to(z.dtype)
+        return self._finish(again(self.decode)(x)).to(z.dtype)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return x.clamp(-1, 1) if self.clamp else x
 
     def denoise(self, z: Tensor) -> Tensor:
         """What the sampler carries noise (B, *noise_shape) to before it is decoded: pixels or
@@ -198,6 +200,14 @@ class DiffusionPrior(Prior):
     def decode(self, h: Tensor) -> Tensor:
         """Images, (B, C, H, W), not clamped, of what is denoised: here the pixels themselves."""
         return h
+
+    def encode(self, x: Tensor) -> Tensor:
+        """What `decode` makes images x of, (B, *noise_shape), nearly."""
+        return x
+
+    def image(self, h: Tensor) -> Tensor:
+        """x = f(z) of h = denoise(z), (B, C, H, W), in the dtype of h."""
+        return self._finish(self.decode(h.to(self.dtype))).to(h.dtype)
 
     def chunk_size(self, device: torch.device, grad: bool) -> int:
         """Samples whose activations fit into `memory_gb`, 1 at least."""

@@ -23,7 +23,8 @@ class Amortized:
     """Samples of a trained noise sampler, with their weights, or corrected.
 
     Uncorrected samples cost one roll-out each. They carry log_weight = beta log r - log_ratio of
-    their paths, but for those of a `NoiseTransport`, which count equally. What each correction
+    their paths, but for those of a `NoiseTransport`, which count equally, and whose x is decoded
+    from the latents that it draws. What each correction
     guarantees is said where it is, in `corrections`; in short:
 
     - `importance`, `smc`: consistent, bias 1 / candidates; samples repeat where weights are few.
@@ -41,6 +42,8 @@ class Amortized:
         moves: of each sample, `imh`, `pcn`, `mala` and `hmc` only; 50 by default.
         step: step size of `pcn`, `mala` and `hmc`; by default it adapts in the first half of the
             moves.
+        noise: also find the noise behind the samples of a `NoiseTransport`, which takes an
+            inversion of f; other samplers and corrections know it anyway.
         chunk: most paths rolled out at once; whole observations at a time, so that one observation
             with more candidates still fits one chunk. posterior.chunk by default.
 
@@ -57,6 +60,7 @@ class Amortized:
         candidates: int | None = None,
         moves: int | None = None,
         step: float | None = None,
+        noise: bool = False,
         chunk: int | None = None,
     ) -> None:
         if correct not in CORRECTIONS:
@@ -77,6 +81,7 @@ class Amortized:
             corrections.check_twist(sampler)
         self.sampler, self.posterior = sampler, posterior
         self.correct, self.candidates, self.step = correct, candidates, step
+        self.noise = noise or sampler.weighted
         self.moves = MOVES if moves is None else moves
         self.chunk = posterior.chunk if chunk is None else chunk
 
@@ -146,7 +151,7 @@ class Amortized:
         names = pieces[0].diagnostics
         return Samples(
             x,
-            z,
+            z if len(z) else None,
             log_weight=weight if self.correct is None and len(weight) else None,
             prior_calls=self.posterior.prior_calls - calls,
             seconds=clock(obs.y.device) - start,
@@ -160,7 +165,7 @@ class Amortized:
         context = self.sampler.encode(obs, max(n, proposals))
         target = Target(self.sampler, self.posterior, obs, context, generator)
         if self.correct is None:
-            return target.propose(n)
+            return target.propose(n) if self.noise else target.propose_data(n)
         if self.correct == "importance":
             return corrections.importance(target, n, proposals)
         if self.correct == "smc":

@@ -18,7 +18,8 @@ class Samples:
 
     Attributes:
         x: data, (n, B, *data_shape).
-        z: the noise behind them, x = f(z), (n, B, *noise_shape).
+        z: the noise behind them, x = f(z), (n, B, *noise_shape); None where it was not asked for
+            and costs more than x itself.
         log_weight: log importance weight of each sample in nats, (n, B); None where the samples
             count equally.
         prior_calls: evaluations of f that all samples together took.
@@ -29,7 +30,7 @@ class Samples:
     """
 
     x: Tensor
-    z: Tensor
+    z: Tensor | None
     log_weight: Tensor | None
     prior_calls: int
     seconds: float

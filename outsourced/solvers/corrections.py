@@ -31,7 +31,7 @@ class Draws:
     """Draws for each of B observations.
 
     Attributes:
-        z, x: noise and data, (n, B, ...).
+        z, x: noise and data, (n, B, ...); z is (0, B, ...) where x was decoded from latents.
         log_weight: of all proposals, nats (m, B); (0, B) where the sampler's have none.
         diagnostics: as in `Samples`.
     """
@@ -66,6 +66,13 @@ class Target:
         if path.log_ratio is None:
             return Draws(path.end, x, log_reward[:0])
         return Draws(path.end, x, log_reward - path.log_ratio)
+
+    def propose_data(self, m: int) -> Draws:
+        """m draws of a transport as data alone, decoded from their latents."""
+        assert isinstance(self.sampler, NoiseTransport)
+        _, h = self.sampler.draw(self.obs, m, self.generator, self.context)
+        x = self.posterior.decode_latents(h.flatten(0, 1)).unflatten(0, h.shape[:2])
+        return Draws(h[:0], x, x.new_empty(0, len(self.obs)))
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """x = f(z) of z (m, B, ...), and beta log r of it, (m, B): one pass through the prior."""

@@ -195,7 +195,7 @@ TEACHER = {
     "task": {"b": 2},
     "posterior": {"beta": 2.0},
     "data": {"bank_size": 9, "observations": "mixed"},
-    "sampler": {"steps": 24, "width": 64, "informed": "none"},
+    "sampler": {"_target_": "a.NoiseSampler", "steps": 24, "width": 64, "informed": "none"},
 }
 COMMAND = {
     "distill": "runs/a/",
@@ -218,6 +218,7 @@ def test_student_config_is_the_teachers_but_for_what_was_chosen() -> None:
     assert all(found[name] == TEACHER[name] for name in ("prior", "task", "posterior"))
     assert found["data"] == {"bank_size": 5, "bank_chunk": 1, "observations": "mixed"}
     expected = {"steps": 4, "width": 64, "informed": "none", "components": 2, "grid": 24}
+    expected["_target_"] = "a.NoiseSampler"
     assert found["sampler"] == expected
     assert found["objective"]["_target_"].endswith("PathLikelihood")
     trainer = {"batch": 12, "groups": 12, "anchor_steps": 0, "beta_start": None, "lr": 1.0}

@@ -11,18 +11,20 @@ from outsourced.priors.diffusion_schedule import Schedule
 from outsourced.sampler import NoiseSampler
 from outsourced.solvers import Amortized
 from outsourced.tasks import Denoise
-from outsourced.transport import NoiseTransport, PatchEncoder
+from outsourced.transport import NoiseTransport
 
 SHAPE, SCALE, SIGMA, STEPS = (1, 4, 4), 0.6, 0.4, 60
 
 
 class Linear(nn.Module):
-    """A denoiser that is linear at every timestep: sum_c gain[t, c] conv_in(x)_c."""
+    """A denoiser that is linear at every timestep: conv_out of gain[t, c] conv_in(x)_c."""
 
     def __init__(self, alphas: Tensor):
         super().__init__()
-        self.conv_in = nn.Conv2d(1, 2, 1)
+        self.conv_in, self.conv_out = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1)
         with torch.no_grad():
+            self.conv_out.weight.fill_(1.0)
+            self.conv_out.bias.zero_()
             self.conv_in.weight.copy_(torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
             self.conv_in.bias.zero_()
         # E[noise | state] where pixels are N(0, SCALE^2).
@@ -31,7 +33,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, timestep: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         gain = self.gain[torch.as_tensor(timestep).long().expand(len(x))]
-        return ((gain[:, :, None, None] * self.conv_in(x)).sum(1, keepdim=True),)
+        return (self.conv_out(gain[:, :, None, None] * self.conv_in(x)),)
 
 
 class GaussianDiffusion(Prior):
@@ -51,6 +53,11 @@ class GaussianDiffusion(Prior):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.denoise(z)
+
+    def decode(self, h: Tensor) -> Tensor:
+        return h
+
+    encode = image = decode
 
     def denoise(self, z: Tensor) -> Tensor:
         return self.schedule.integrate(lambda x, t: self.network(x, t)[0], z)
@@ -131,6 +138,52 @@ def test_learns_the_gaussian_posterior(posterior):
     assert float(wanted.unflatten(0, (100, 20)).std(0).mean()) == pytest.approx(std, rel=0.1)
 
 
+def test_the_encoder_learns_its_gaussian(posterior):
+    """Of p(h | y) = N(c^2 y / (c^2 + sigma^2), c^2 sigma^2 / (c^2 + sigma^2)), by its own loss.
+
+    Mutants: a loss of other rows, a log standard deviation for a log variance.
+    """
+    sampler, generator = transport(posterior), torch.Generator().manual_seed(3)
+    optimizer = torch.optim.Adam(sampler.encoder.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
+    for _ in range(300):
+        _z, x, obs = posterior.simulate(64, generator)
+        optimizer.zero_grad()
+        sampler.regression_loss(x, obs).mean().backward()
+        optimizer.step()
+        schedule.step()
+    _, _, obs = posterior.simulate(50, generator)
+    with torch.no_grad():
+        mean, log_variance = sampler.encoder.gaussian(sampler.encode(obs).embedding)
+    square = float(posterior.prior.denoise(torch.ones(1, *SHAPE)).mean()) ** 2
+    variance = square * SIGMA**2 / (square + SIGMA**2)
+    assert (mean - variance / SIGMA**2 * obs.y).square().mean().sqrt() < 0.15 * variance**0.5
+    assert log_variance.exp().mean() == pytest.approx(variance, rel=0.15)
+
+
+def test_few_steps_visit_times_of_the_prior(posterior):
+    """Mutants: more calls than were asked for, times that the prior's sampler does not visit."""
+    sampler, seen = transport(posterior, steps=4), []
+    apply = posterior.prior.apply_network
+
+    def record(network: nn.Module, x: Tensor, timestep: Tensor) -> Tensor:
+        seen.append(timestep)
+        return apply(network, x, timestep)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(posterior.prior, "apply_network", record)
+        _, _, obs = posterior.simulate(2, torch.Generator().manual_seed(1))
+        sampler.draw(obs, 3)
+    times = [int(time[0]) for time in seen]
+    assert all(time.shape == (6,) for time in seen)
+    assert len(times) == 4
+    visited = posterior.prior.timesteps.tolist()
+    assert [visited.index(time) for time in times] == [0, 20, 39, STEPS - 1]
+    for steps in (0, STEPS + 1):
+        with pytest.raises(ValueError, match=rf"steps must lie in 1 .. {STEPS}.*got {steps}"):
+            transport(posterior, steps=steps)
+
+
 def test_a_batch_is_its_observations_alone(posterior):
     """Chunks and other observations change nothing. Mutant: rows in the order of the other axis."""
     sampler = transport(posterior)
@@ -148,38 +201,51 @@ def test_a_batch_is_its_observations_alone(posterior):
         torch.testing.assert_close(whole.end.flatten(0, 1)[row], end[0], rtol=1e-4, atol=1e-4)
 
 
-def test_refinement_climbs_by_the_decoder_alone(posterior):
-    """Latents go up log r(decode(h)) - |h|^2 / 2, which f itself is not asked for.
+def test_refinement_gives_the_posterior_of_a_linear_decoder(posterior):
+    """A flat prior: as many conjugate gradients as unknowns end at y + sigma noise whatever the
+    draws were, and with one operator for all pixels the first one does.
 
-    Mutants: steps that are taken but not returned, of the other observations, down.
+    Mutants: no noise, noise of other units, steps that are taken but not returned, of the other
+    observations.
     """
     prior = posterior.prior
-    prior.decode = lambda h: 2 * h
-    _, _, obs = posterior.simulate(3, torch.Generator().manual_seed(1))
-
-    def height(h: Tensor) -> Tensor:
-        energy = 0.5 * h.flatten(1).square().sum(1)
-        return posterior.task.log_reward(2 * h, obs) - energy
-
-    sampler = transport(posterior, refine=4, rate=0.1)
-    calls, plain = posterior.prior_calls, transport(posterior)
-    first = plain.forward_path(obs, 1, torch.Generator().manual_seed(2)).end[0]
-    assert posterior.prior_calls == calls + 6  # as its inversion says
-    last = sampler.forward_path(obs, 1, torch.Generator().manual_seed(2)).end[0]
-    before, after = (height(prior.denoise(z)) for z in (first, last))
-    assert (after > before + 1).all()
-    moved = (prior.denoise(last) - prior.denoise(first)).abs()
-    assert moved.max() < 0.6
-    del prior.decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prior, "decode", lambda h: 2 * h, raising=False)
+        _, _, obs = posterior.simulate(3, torch.Generator().manual_seed(1))
+        sampler = transport(posterior, refine=1)
+        _, latents = sampler.draw(obs, 2000, torch.Generator().manual_seed(2))
+    error = (2 * latents - obs.y) / SIGMA
+    assert error.mean(0).abs().max() < 5 / 2000**0.5
+    torch.testing.assert_close(error.std(0), torch.ones_like(error[0]), rtol=0.1, atol=0)
+    plain = transport(posterior).draw(obs, 2000, torch.Generator().manual_seed(2))[1]
+    assert (plain - latents).abs().mean() > 0.1
     with pytest.raises(ValueError, match=r"sampler\.refine must be >= 0 steps, got -1"):
         transport(posterior, refine=-1)
+
+
+def test_latents_are_decoded_where_no_noise_is_asked_for(posterior):
+    """The same x as that of the noise, for no inversion and no call of f.
+
+    Mutants: other draws, noise that is missing where it was asked for, x that f would clamp.
+    """
+    sampler = transport(posterior, tolerance=1e-5)
+    _, _, obs = posterior.simulate(2, torch.Generator().manual_seed(1))
+    calls = posterior.prior_calls
+    plain = Amortized(sampler, posterior)(obs, 4, torch.Generator().manual_seed(2))
+    assert plain.z is None
+    assert plain.prior_calls == 0
+    assert posterior.prior_calls == calls
+    full = Amortized(sampler, posterior, noise=True)(obs, 4, torch.Generator().manual_seed(2))
+    assert full.prior_calls == 8 + 16  # f, and as the inversion of this prior says
+    torch.testing.assert_close(full.x, plain.x, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(posterior.decode(full.z[0]), full.x[0])
 
 
 def test_samples_count_equally_and_moves_start_from_them(posterior):
     """Mutants: weights of zero, which say that all is well; weights of another sampler."""
     sampler = transport(posterior)
     _, _, obs = posterior.simulate(2, torch.Generator().manual_seed(1))
-    samples = Amortized(sampler, posterior)(obs, 4, torch.Generator().manual_seed(2))
+    samples = Amortized(sampler, posterior, noise=True)(obs, 4, torch.Generator().manual_seed(2))
     assert samples.log_weight is None
     assert samples.proposal_log_weight is None
     assert torch.equal(samples.x[:, 0], posterior.decode(samples.z[:, 0]))
@@ -200,7 +266,5 @@ def test_refuses_priors_that_it_does_not_fit(posterior):
         NoiseTransport((16,), task.feature_shape, Posterior(prior, task))
     with pytest.raises(ValueError, match=r"sampler\.tolerance must be > 0, got 0"):
         transport(posterior, tolerance=0)
-    with pytest.raises(ValueError, match=r"grid \(3, 4\), got features \(2, 4, 4\)"):
-        PatchEncoder((2, 4, 4), (3, 4), 8)
     assert NoiseSampler.weighted
     assert not NoiseTransport.weighted

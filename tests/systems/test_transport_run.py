@@ -24,6 +24,7 @@ TRANSPORT = (
     *("prior=fashion_sd", "prior.steps=2", "sampler=transport", "objective=path_likelihood"),
     *("trainer=transport", "trainer.batch=2", "trainer.evaluate_every=0", "trainer.max_steps=4"),
     *("data.bank_size=8", "evaluate.observations=2", "evaluate.n=2", "sampler.width=8"),
+    *("sampler.steps=2", "trainer.anchor_steps=1"),
     *("logger=none", "lightning.accelerator=cpu", "+lightning.enable_progress_bar=false"),
 )
 

@@ -1,0 +1,86 @@
+"""What a posterior says about the latents of a diffusion prior, h = denoise(z), x = decode(h)."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outsourced.linearised import Linearised
+from outsourced.priors.base import Prior
+from outsourced.tasks.base import Observation, Task
+from outsourced.tasks.measurement import Measurement
+from outsourced.tasks.ridge import ridge_estimate
+
+
+class LatentView:
+    """Part of `Posterior`; everything here passes by f, through the autoencoder alone."""
+
+    prior: Prior
+    task: Task
+    beta: float
+
+    def _pieces(self, count: int) -> Iterator[slice]:
+        raise NotImplementedError
+
+    def _signal(self, x: Tensor, obs: Observation, about: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _require_residual(self, what: str) -> None:
+        raise NotImplementedError
+
+    @property
+    def _difference(self) -> float:
+        raise NotImplementedError
+
+    def decode_latents(self, h: Tensor) -> Tensor:
+        """x of latents h (B, *noise_shape) of a diffusion prior, in chunks: (B, *data_shape)."""
+        image: Any = self.prior.image
+        return torch.cat([image(h[piece]) for piece in self._pieces(len(h))])
+
+    @torch.no_grad()
+    def linearise_latents(self, h: Tensor, obs: Observation) -> Linearised:
+        """Whitened residuals near latents h (B, *noise_shape) of a diffusion prior, times
+        sqrt(beta), through its decoder alone.
+
+        Raises:
+            ValueError: Black-box prior or task, or a task without residual.
+        """
+        self._require_residual("a fit of latents")
+        decode: Any = self.prior.decode
+        with torch.enable_grad():
+            leaf = h.detach().requires_grad_()
+            image = decode(leaf)
+            signal = self._signal(image, obs, image.detach())
+        x, start = image.detach(), signal.detach()
+
+        def push(d: Tensor) -> Tensor:
+            length = d.flatten(1).norm(dim=1).clamp_min(1e-30) / self._difference
+            moved = decode(h + d / length.reshape(-1, *[1] * (d.ndim - 1)))
+            return (self._signal(moved, obs, x) - start) * length[:, None]
+
+        def pull(u: Tensor) -> Tensor:
+            return torch.autograd.grad(signal, leaf, u, retain_graph=True)[0]
+
+        task: Any = self.task
+        seen = task.observed(obs.y, obs.params).flatten(1)
+        residual = math.sqrt(self.beta) * task.whitened_residual(x, obs)
+        return Linearised(residual, seen, push, pull)
+
+    @property
+    def estimates_latents(self) -> bool:
+        """Whether there is a `latent_estimate`: y has an estimate of x without a prior."""
+        task = self.task
+        if not (hasattr(self.prior, "encode") and isinstance(task, Measurement)):
+            return False
+        return task.linear or task.measurement_shape == self.prior.data_shape
+
+    def latent_estimate(self, obs: Observation) -> Tensor | None:
+        """Latents (B, *noise_shape) of a diffusion prior for what a solver without a prior makes
+        of y: the ridge estimate of x, or y itself; None where it makes nothing of it."""
+        if not self.estimates_latents:
+            return None
+        prior, task = self.prior, self.task
+        view = ridge_estimate(task, obs) if task.linear else obs.y  # type: ignore[arg-type]
+        return prior.encode(view.clamp(-1, 1))  # type: ignore[operator]

@@ -1,0 +1,98 @@
+"""Noise levels of a diffusion or a rectified flow: states a h + s noise, whatever the network says.
+
+Source of the conversions: Salimans & Ho, 2022, arXiv 2202.00512, section 4; Liu et al., 2023, arXiv
+2209.03003.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+KINDS = ("epsilon", "sample", "v_prediction", "flow_prediction")
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Some of the levels of a model, the noisiest first.
+
+    Attributes:
+        timesteps: what the network is told, (K,).
+        signal, spread: a and s of the states a h + s noise, (K,).
+        kind: what the network predicts, one of `KINDS`.
+
+    Raises:
+        ValueError: another kind.
+    """
+
+    timesteps: Tensor
+    signal: Tensor
+    spread: Tensor
+    kind: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"a network predicts one of {', '.join(KINDS)}, got {self.kind!r}")
+
+    @classmethod
+    def some(
+        cls, timesteps: Tensor, alphas_cumprod: Tensor | None, kind: str, count: int
+    ) -> "Levels":
+        """`count` of the times that a sampler visits, the first and the last among them.
+
+        Args:
+            timesteps: all of them, descending, (N,).
+            alphas_cumprod: squared signal at every training step; None for a rectified flow, whose
+                time is 1000 times its share of noise.
+            kind: what the network predicts.
+            count: how many, 1 to N; of one, the first.
+        """
+        pick = torch.linspace(0, len(timesteps) - 1, count).round().long()
+        times = timesteps.cpu()[pick]
+        if alphas_cumprod is None:
+            spread = times.float() / 1000
+            return cls(times, 1 - spread, spread, "flow_prediction")
+        alpha = alphas_cumprod.cpu().float()[times.long()]
+        return cls(times, alpha.sqrt(), (1 - alpha).sqrt(), kind)
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def at(self, level: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """a and s at levels (B,), shaped to multiply (B, ...)."""
+        shape = (-1, *[1] * (like.ndim - 1))
+        index = level.cpu()
+        return self.signal[index].to(like).view(shape), self.spread[index].to(like).view(shape)
+
+    def noised(self, h: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """States of h and noise (B, ...) at levels (B,)."""
+        signal, spread = self.at(level, h)
+        return signal * h + spread * noise
+
+    def output(self, h: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """What the network should say at the states of h and noise (B, ...) at levels (B,)."""
+        if self.kind == "epsilon":
+            return noise
+        if self.kind == "sample":
+            return h
+        if self.kind == "flow_prediction":
+            return noise - h
+        signal, spread = self.at(level, h)
+        return signal * noise - spread * h
+
+    def read(self, output: Tensor, state: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """h and noise (B, ...) that the network's output at states stands for."""
+        signal, spread = self.at(level, state)
+        if self.kind == "epsilon":
+            return (state - spread * output) / signal, output
+        if self.kind == "sample":
+            return output, (state - signal * output) / spread
+        if self.kind == "flow_prediction":
+            return state - spread * output, state + signal * output
+        return signal * state - spread * output, spread * state + signal * output
+
+    def gaussian(self, mean: Tensor, variance: Tensor, state: Tensor, level: Tensor) -> Tensor:
+        """The exact output where h is N(mean, variance), independent entries, (B, ...)."""
+        signal, spread = self.at(level, state)
+        excess = (state - signal * mean) / (signal.square() * variance + spread.square())
+        return self.output(mean + variance * signal * excess, spread * excess, level)
