@@ -55,6 +55,12 @@ class Levels:
         alpha = alphas_cumprod.cpu().float()[times.long()]
         return cls(times, alpha.sqrt(), (1 - alpha).sqrt(), kind)
 
+    def coarser(self, count: int) -> "Levels":
+        """`count` of these for longer steps: the first, and others as far from each other as from
+        the end."""
+        pick = torch.linspace(0, len(self), count + 1)[:-1].round().long()
+        return Levels(self.timesteps[pick], self.signal[pick], self.spread[pick], self.kind)
+
     def __len__(self) -> int:
         return len(self.timesteps)
 

@@ -13,7 +13,6 @@ from outsourced.paths import SOURCES, Batch, PathMixture
 from outsourced.posterior import Posterior
 from outsourced.sampler import NoiseSampler, Path
 from outsourced.tasks.base import Observation
-from outsourced.transport import NoiseTransport
 
 Result = tuple[Tensor, dict[str, float]]
 
@@ -245,45 +244,3 @@ class Losses:
         loss = self.objective(Scores(shift=shift, target=target)).mean() * self.sampler.steps
         value = float(loss.detach())
         return loss, {"loss": value, "loss/on_policy": value}
-
-
-class MatchingLosses(Losses):
-    """The loss of a transport: denoising of the latents of simulated pairs.
-
-    Attributes:
-        latents: Of the rows of the bank, set before the first step.
-    """
-
-    sampler: NoiseTransport  # type: ignore[assignment]
-    latents: Tensor
-    anchored = True
-
-    def _check(self) -> None:
-        if not isinstance(self.objective, PathLikelihood):
-            raise ValueError(
-                "sampler=transport learns simulated pairs; use objective=path_likelihood, got "
-                f"{type(self.objective).__name__}"
-            )
-
-    def anchor(self, batch: dict[str, Any], count: int, cpu: torch.Generator) -> Result:
-        """Likelihood of latents under the encoder's Gaussian alone."""
-        h, obs = self._latents(batch, count, cpu)
-        loss = self.sampler.regression_loss(h, obs).mean()
-        value = float(loss.detach())
-        return loss, {"loss": value, "loss/anchor": value}
-
-    def likelihood(
-        self, batch: dict[str, Any], count: int, cpu: torch.Generator, device: torch.Generator
-    ) -> Result:
-        """Denoising score matching on simulated pairs."""
-        h, obs = self._latents(batch, count, cpu)
-        loss = self.sampler.matching_loss(h, obs, self.denoising_steps, device).mean()
-        value = float(loss.detach())
-        return loss, {"loss": value, "loss/simulated": value}
-
-    def _latents(
-        self, batch: dict[str, Any], count: int, cpu: torch.Generator
-    ) -> tuple[Tensor, Observation]:
-        z, obs = self._observe(batch, count, cpu)
-        self._ends = (z, obs)
-        return self.latents[batch["rows"][:count]].to(z), obs

@@ -18,7 +18,8 @@ from torch import Tensor
 from outsourced.annealing import next_beta
 from outsourced.bank import PairBank
 from outsourced.checkpoint import optimizer_tensors
-from outsourced.losses import Losses, MatchingLosses, Result
+from outsourced.losses import Losses, Result
+from outsourced.matching import MatchingLosses
 from outsourced.objectives import Objective, PathLikelihood
 from outsourced.paths import PathMixture
 from outsourced.posterior import Posterior

@@ -11,6 +11,7 @@ The map has no tractable density: samples have no weights, and what they are wor
 simulated observations (calibration) or by moves that leave the posterior invariant.
 """
 
+import itertools
 from typing import Any, Protocol
 
 import torch
@@ -49,6 +50,7 @@ class NoiseTransport(nn.Module):
         feature_shape: Event shape of the observation features, (C', H, W).
         conditioning: The problem, whose prior is a `DiffusionPrior`.
         steps: Of G_y, at times spread evenly over those of the prior's sampler; all by default.
+        grid: Of a student: its teacher's steps, of whose times its own are some.
         refine: Conjugate gradients of `perturbed_fit` from the draws of G_y, which each take a
             product with the Jacobian of the decoder and one with its transpose. 0 for black boxes.
         tolerance: At which a step of the inversion has converged, in standard deviations of the
@@ -69,6 +71,7 @@ class NoiseTransport(nn.Module):
         feature_shape: tuple[int, ...],
         conditioning: DiffusionProblem,
         steps: int | None = None,
+        grid: int | None = None,
         refine: int = 0,
         tolerance: float = 0.001,
         width: int = 128,
@@ -85,16 +88,9 @@ class NoiseTransport(nn.Module):
             )
         prior = conditioning.prior
         _check_prior(prior)
-        count = len(prior.timesteps)
-        if steps is not None and not 1 <= steps <= count:
-            raise ValueError(
-                f"sampler.steps must lie in 1 .. {count}, the steps of the prior, got {steps}"
-            )
+        self.levels = _levels(prior, steps, grid)
         self._problem = (conditioning,)  # a tuple hides the frozen prior from state_dict
         self.noise_shape, self.refine, self.tolerance = tuple(noise_shape), refine, tolerance
-        self.levels = Levels.some(
-            prior.timesteps, prior.alphas_cumprod, prior.schedule.prediction_type, steps or count
-        )
         shapes = tuple(feature_shape), self.noise_shape
         self.encoder = ObservationEncoder(*shapes, conditioning.estimates_latents, width)
         channels = self.noise_shape[0]
@@ -113,14 +109,22 @@ class NoiseTransport(nn.Module):
 
     def latents(self, noise: Tensor, context: Context) -> Tensor:
         """G_y(noise): latents of the posteriors of N observations, (N, *noise_shape)."""
-        state, clean = noise, noise
+        return self.trajectory(noise, context)[-1]
+
+    def trajectory(self, noise: Tensor, context: Context) -> list[Tensor]:
+        """The states at all levels, the noise first, and the latents at their end."""
+        states = [noise]
         for step in range(len(self.levels)):
-            level = torch.full((len(state),), step)
-            output = self._call(state, level, context.embedding)
-            clean, rest = self.levels.read(output, state, level)
-            if step + 1 < len(self.levels):
-                state = self.levels.noised(clean, rest, level + 1)
-        return clean
+            states.append(self._step(states[-1], step, context))
+        return states
+
+    def _step(self, state: Tensor, step: int, context: Context) -> Tensor:
+        """The state at the next level, or the latents after the last one."""
+        level = torch.full((len(state),), step)
+        output = self._call(state, level, context.embedding)
+        clean, rest = self.levels.read(output, state, level)
+        last = step + 1 == len(self.levels)
+        return clean if last else self.levels.noised(clean, rest, level + 1)
 
     def _call(self, state: Tensor, level: Tensor, embedding: Tensor) -> Tensor:
         """The network's own output, or that of the encoder's Gaussian, by shares that it gives."""
@@ -218,6 +222,59 @@ class NoiseTransport(nn.Module):
             error = output - self.levels.output(h, noise, level)
             total = total + error.square().flatten(1).mean(1)
         return total / steps + REGRESSION * gaussian_loss(*self.encoder.gaussian(embedding), h)
+
+    def student_loss(
+        self,
+        teacher: "NoiseTransport",
+        obs: Observation,
+        draws: int,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Squared error of where each step ends, against the teacher's shorter steps from the same
+        state of the teacher, with grad: (draws * B,).
+
+        Source: progressive distillation (Salimans & Ho, 2022, arXiv 2202.00512), of many steps at
+        once and on the teacher's own trajectories.
+
+        Args:
+            teacher: Of whose levels this sampler's are some.
+            obs: B observations.
+            draws: Noises of each.
+            generator: Source of randomness.
+        """
+        context = self.encode(obs).repeat(draws)
+        with torch.no_grad():
+            known = teacher.encode(obs).repeat(draws)
+            shape = (len(known.obs), *self.noise_shape)
+            noise = torch.randn(shape, generator=generator, device=known.embedding.device)
+            states = teacher.trajectory(noise, known)
+        visited = torch.isin(teacher.levels.timesteps, self.levels.timesteps).nonzero().flatten()
+        total = torch.zeros(len(noise), device=noise.device)
+        for step, (first, end) in enumerate(itertools.pairwise([*visited.tolist(), -1])):
+            error = self._step(states[first], step, context) - states[end]
+            total = total + error.square().flatten(1).mean(1)
+        return total / len(self.levels)
+
+
+def _levels(prior: Any, steps: int | None, grid: int | None) -> Levels:
+    """The levels that a sampler visits.
+
+    Raises:
+        ValueError: More of them than there are, or less than one.
+    """
+    count = len(prior.timesteps)
+    kind = prior.schedule.prediction_type
+    for name, value, most, whose in (
+        ("grid", grid, count, "prior"),
+        ("steps", steps, grid or count, "prior" if grid is None else "teacher"),
+    ):
+        if value is not None and not 1 <= value <= most:
+            raise ValueError(
+                f"sampler.{name} must lie in 1 .. {most}, the steps of the {whose}, got {value}"
+            )
+    if grid is None:
+        return Levels.some(prior.timesteps, prior.alphas_cumprod, kind, steps or count)
+    return Levels.some(prior.timesteps, prior.alphas_cumprod, kind, grid).coarser(steps or grid)
 
 
 def _check_prior(prior: Any) -> None:

@@ -19,6 +19,7 @@ LAYERS = (
     {PACKAGE},  # its __init__.py: it re-exports, so it stands above all it names
     {"fit", "report"},
     {"training", "stepdata", "evaluation"},
+    {"matching"},
     {"losses"},
     {"solvers", "paths"},
     {"bank", "replay", "build", "observing"},

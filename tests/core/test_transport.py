@@ -184,6 +184,42 @@ def test_few_steps_visit_times_of_the_prior(posterior):
             transport(posterior, steps=steps)
 
 
+def test_students_take_the_teachers_steps_at_once(posterior):
+    """With as many steps as the teacher there is nothing to learn; of fewer, the student ends
+    where the teacher does, which its teacher's weights alone do not.
+
+    Mutants: targets of another level, of the end for all steps, ends of the other noises.
+    """
+    teacher = transport(posterior, steps=12)
+    _, _, obs = posterior.simulate(8, torch.Generator().manual_seed(1))
+    same = transport(posterior, steps=12, grid=12)
+    same.load_state_dict(teacher.state_dict())
+    assert same.student_loss(teacher, obs, 2).max() < 1e-8
+    student = transport(posterior, steps=3, grid=12)
+    assert torch.equal(student.levels.timesteps, teacher.levels.timesteps[[0, 4, 8]])
+    noise = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(5))
+
+    def error() -> float:
+        with torch.no_grad():
+            ends = [s.latents(noise, s.encode(obs)) for s in (student, teacher)]
+        return float((ends[0] - ends[1]).square().mean().sqrt())
+
+    before, generator = error(), torch.Generator().manual_seed(3)
+    optimizer = torch.optim.Adam(student.network.parameters(), lr=2e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = student.student_loss(teacher, obs, 2, generator)
+        assert loss.shape == (16,)
+        loss.mean().backward()
+        optimizer.step()
+        schedule.step()
+    assert before > 0.05
+    assert error() < 0.1 * before
+    with pytest.raises(ValueError, match=r"steps must lie in 1 .. 12, the steps of the teacher"):
+        transport(posterior, steps=13, grid=12)
+
+
 def test_a_batch_is_its_observations_alone(posterior):
     """Chunks and other observations change nothing. Mutant: rows in the order of the other axis."""
     sampler = transport(posterior)

@@ -1,0 +1,70 @@
+"""Training losses of transports: denoising of simulated latents, and the steps of a teacher."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outsourced.losses import Losses, Result
+from outsourced.objectives import PathLikelihood
+from outsourced.tasks.base import Observation
+from outsourced.transport import NoiseTransport
+
+
+class MatchingLosses(Losses):
+    """The loss of a transport: denoising of the latents of simulated pairs.
+
+    Attributes:
+        latents: Of the rows of the bank, set before the first step.
+    """
+
+    sampler: NoiseTransport  # type: ignore[assignment]
+    latents: Tensor
+    anchored = True
+
+    def _check(self) -> None:
+        if not isinstance(self.objective, PathLikelihood):
+            raise ValueError(
+                "sampler=transport learns simulated pairs; use objective=path_likelihood, got "
+                f"{type(self.objective).__name__}"
+            )
+
+    def anchor(self, batch: dict[str, Any], count: int, cpu: torch.Generator) -> Result:
+        """Likelihood of latents under the encoder's Gaussian alone."""
+        h, obs = self._latents(batch, count, cpu)
+        loss = self.sampler.regression_loss(h, obs).mean()
+        value = float(loss.detach())
+        return loss, {"loss": value, "loss/anchor": value}
+
+    def likelihood(
+        self, batch: dict[str, Any], count: int, cpu: torch.Generator, device: torch.Generator
+    ) -> Result:
+        """Denoising score matching on simulated pairs."""
+        h, obs = self._latents(batch, count, cpu)
+        loss = self.sampler.matching_loss(h, obs, self.denoising_steps, device).mean()
+        value = float(loss.detach())
+        return loss, {"loss": value, "loss/simulated": value}
+
+    def distil(
+        self,
+        batch: dict[str, Any],
+        count: int,
+        observations: str,
+        cpu: torch.Generator,
+        device: torch.Generator,
+    ) -> Result:
+        """The steps of a teacher in fewer ones, of observations of real images too."""
+        assert isinstance(self.teacher, NoiseTransport)
+        z, obs, images = self._fresh(batch, count, observations, cpu)
+        obs = obs if images is None else Observation.cat([obs, images])
+        self._ends = (z, obs[: len(z)])
+        loss = self.sampler.student_loss(self.teacher, obs, self.draws, device).mean()
+        value = float(loss.detach())
+        return loss, {"loss": value, "loss/teacher": value}
+
+    def _latents(
+        self, batch: dict[str, Any], count: int, cpu: torch.Generator
+    ) -> tuple[Tensor, Observation]:
+        z, obs = self._observe(batch, count, cpu)
+        self._ends = (z, obs)
+        return self.latents[batch["rows"][:count]].to(z), obs
