@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MOST = 20.0  # spread / signal beyond which a state is noise: some models begin without signal
 KINDS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
@@ -35,25 +36,42 @@ class Levels:
             raise ValueError(f"a network predicts one of {', '.join(KINDS)}, got {self.kind!r}")
 
     @classmethod
-    def some(
-        cls, timesteps: Tensor, alphas_cumprod: Tensor | None, kind: str, count: int
-    ) -> "Levels":
-        """`count` of the times that a sampler visits, the first and the last among them.
+    def visited(cls, timesteps: Tensor, alphas_cumprod: Tensor | None, kind: str) -> "Levels":
+        """Those of given times.
 
         Args:
-            timesteps: all of them, descending, (N,).
+            timesteps: descending, (K,).
             alphas_cumprod: squared signal at every training step; None for a rectified flow, whose
                 time is 1000 times its share of noise.
             kind: what the network predicts.
-            count: how many, 1 to N; of one, the first.
         """
-        pick = torch.linspace(0, len(timesteps) - 1, count).round().long()
-        times = timesteps.cpu()[pick]
+        times = timesteps.cpu()
         if alphas_cumprod is None:
             spread = times.float() / 1000
             return cls(times, 1 - spread, spread, "flow_prediction")
         alpha = alphas_cumprod.cpu().float()[times.long()]
         return cls(times, alpha.sqrt(), (1 - alpha).sqrt(), kind)
+
+    @classmethod
+    def spaced(
+        cls, timesteps: Tensor, alphas_cumprod: Tensor | None, kind: str, count: int
+    ) -> "Levels":
+        """`count` of them from the first to the last of given times, evenly in log spread / signal.
+
+        Even times leave the last factor of ten in the noise to a single step; what y determines
+        is decided there.
+        """
+        ends = cls.visited(timesteps[[0, -1]], alphas_cumprod, kind)
+        high, low = (ends.spread / ends.signal.clamp_min(1 / MOST)).log().tolist()
+        ratio = torch.linspace(high, low, count, dtype=torch.float64).exp()
+        if alphas_cumprod is None:
+            times = (1000 * ratio / (1 + ratio)).float()
+        else:
+            alpha = alphas_cumprod.cpu().double()
+            every = ((1 - alpha) / alpha).sqrt().log()
+            times = (every[None] - ratio.log()[:, None]).abs().argmin(1)
+        times[0] = timesteps[0]
+        return cls.visited(times, alphas_cumprod, kind)
 
     def coarser(self, count: int) -> "Levels":
         """`count` of these for longer steps: the first, and others as far from each other as from
@@ -96,6 +114,27 @@ class Levels:
         if self.kind == "flow_prediction":
             return state - spread * output, state + signal * output
         return signal * state - spread * output, spread * state + signal * output
+
+    def ahead(
+        self, clean: Tensor, state: Tensor, level: int, before: Tensor | None = None
+    ) -> Tensor:
+        """The state at the next level, or clean itself after the last one.
+
+        Args:
+            clean: what the network takes the state (B, ...) at the level for.
+            state: at the level.
+            before: what it took the state at the level before for. With it the step is of second
+                order (Lu et al., 2022, arXiv 2211.01095, algorithm 2), else that of DDIM.
+        """
+        if level + 1 == len(self):
+            return clean
+        odds = (self.signal / self.spread).double().log()
+        length = odds[level + 1] - odds[level]
+        if before is not None:
+            share = 0.5 * float(length / (odds[level] - odds[level - 1]))
+            clean = (1 + share) * clean - share * before
+        keep = float(self.spread[level + 1] / self.spread[level])
+        return keep * state - float(self.signal[level + 1] * torch.expm1(-length)) * clean
 
     def gaussian(self, mean: Tensor, variance: Tensor, state: Tensor, level: Tensor) -> Tensor:
         """The exact output where h is N(mean, variance), independent entries, (B, ...)."""

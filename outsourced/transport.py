@@ -49,7 +49,8 @@ class NoiseTransport(nn.Module):
         noise_shape: Event shape of z, (C, h, w).
         feature_shape: Event shape of the observation features, (C', H, W).
         conditioning: The problem, whose prior is a `DiffusionPrior`.
-        steps: Of G_y, at times spread evenly over those of the prior's sampler; all by default.
+        steps: Of G_y, spaced evenly in log SNR over the times of the prior's sampler, and of second
+            order; by default they are the prior's own.
         grid: Of a student: its teacher's steps, of whose times its own are some.
         refine: Conjugate gradients of `perturbed_fit` from the draws of G_y, which each take a
             product with the Jacobian of the decoder and one with its transpose. 0 for black boxes.
@@ -88,7 +89,7 @@ class NoiseTransport(nn.Module):
             )
         prior = conditioning.prior
         _check_prior(prior)
-        self.levels = _levels(prior, steps, grid)
+        self.levels, self.second_order = _levels(prior, steps, grid), bool(steps and not grid)
         self._problem = (conditioning,)  # a tuple hides the frozen prior from state_dict
         self.noise_shape, self.refine, self.tolerance = tuple(noise_shape), refine, tolerance
         shapes = tuple(feature_shape), self.noise_shape
@@ -113,18 +114,18 @@ class NoiseTransport(nn.Module):
 
     def trajectory(self, noise: Tensor, context: Context) -> list[Tensor]:
         """The states at all levels, the noise first, and the latents at their end."""
-        states = [noise]
+        states, before = [noise], None
         for step in range(len(self.levels)):
-            states.append(self._step(states[-1], step, context))
+            clean = self._clean(states[-1], step, context)
+            states.append(self.levels.ahead(clean, states[-1], step, before))
+            before = clean if self.second_order else None
         return states
 
-    def _step(self, state: Tensor, step: int, context: Context) -> Tensor:
-        """The state at the next level, or the latents after the last one."""
+    def _clean(self, state: Tensor, step: int, context: Context) -> Tensor:
+        """The latents that the network takes a state for."""
         level = torch.full((len(state),), step)
         output = self._call(state, level, context.embedding)
-        clean, rest = self.levels.read(output, state, level)
-        last = step + 1 == len(self.levels)
-        return clean if last else self.levels.noised(clean, rest, level + 1)
+        return self.levels.read(output, state, level)[0]
 
     def _call(self, state: Tensor, level: Tensor, embedding: Tensor) -> Tensor:
         """The network's own output, or that of the encoder's Gaussian, by shares that it gives."""
@@ -251,7 +252,8 @@ class NoiseTransport(nn.Module):
         visited = torch.isin(teacher.levels.timesteps, self.levels.timesteps).nonzero().flatten()
         total = torch.zeros(len(noise), device=noise.device)
         for step, (first, end) in enumerate(itertools.pairwise([*visited.tolist(), -1])):
-            error = self._step(states[first], step, context) - states[end]
+            clean = self._clean(states[first], step, context)
+            error = self.levels.ahead(clean, states[first], step) - states[end]
             total = total + error.square().flatten(1).mean(1)
         return total / len(self.levels)
 
@@ -262,8 +264,8 @@ def _levels(prior: Any, steps: int | None, grid: int | None) -> Levels:
     Raises:
         ValueError: More of them than there are, or less than one.
     """
+    about = prior.timesteps, prior.alphas_cumprod, prior.schedule.prediction_type
     count = len(prior.timesteps)
-    kind = prior.schedule.prediction_type
     for name, value, most, whose in (
         ("grid", grid, count, "prior"),
         ("steps", steps, grid or count, "prior" if grid is None else "teacher"),
@@ -272,9 +274,9 @@ def _levels(prior: Any, steps: int | None, grid: int | None) -> Levels:
             raise ValueError(
                 f"sampler.{name} must lie in 1 .. {most}, the steps of the {whose}, got {value}"
             )
-    if grid is None:
-        return Levels.some(prior.timesteps, prior.alphas_cumprod, kind, steps or count)
-    return Levels.some(prior.timesteps, prior.alphas_cumprod, kind, grid).coarser(steps or grid)
+    if grid is not None:
+        return Levels.spaced(*about, grid).coarser(steps or grid)
+    return Levels.visited(*about) if steps is None else Levels.spaced(*about, steps)
 
 
 def _check_prior(prior: Any) -> None:

@@ -1,32 +1,70 @@
 """Noise levels: what a network's output stands for, and the exact output of a Gaussian."""
 
+import math
+
 import pytest
 import torch
 
 from outsourced.levels import KINDS, Levels
 
+TIMES = torch.arange(90, -1, -10)
+ALPHAS = torch.linspace(0.9999, 0.02, 100)
+
 
 def levels(kind: str, count: int = 5) -> Levels:
-    """Some of 10 times of a diffusion of 100 training steps, or of a rectified flow."""
-    times = torch.arange(90, -1, -10) + 1
+    """Of a diffusion of 100 training steps, or of a rectified flow."""
     if kind == "flow_prediction":
-        return Levels.some(10 * times, None, kind, count)
-    return Levels.some(times, torch.linspace(0.99, 0.02, 100), kind, count)
+        return Levels.spaced(10 * TIMES + 5, None, kind, count)
+    return Levels.spaced(TIMES, ALPHAS, kind, count)
 
 
-def test_levels_are_spread_over_the_times_of_the_sampler():
-    """Mutants: times without the last one, ascending times, signal for its square."""
+def test_levels_are_the_times_or_spaced_between_them():
+    """Mutants: times without the last one, signal for its square, even times for even ratios."""
+    every = Levels.visited(TIMES, ALPHAS, "epsilon")
+    assert every.timesteps.tolist() == TIMES.tolist()
+    assert float(every.signal[0] ** 2) == pytest.approx(0.9999 - 0.9799 * 90 / 99)
     found = levels("epsilon", 4)
-    assert found.timesteps.tolist() == [91, 61, 31, 1]
     assert len(found) == 4
+    assert found.timesteps[0] == 90
+    assert found.timesteps[-1] == 0
     torch.testing.assert_close(found.signal**2 + found.spread**2, torch.ones(4))
-    assert float(found.signal[0] ** 2) == pytest.approx(0.99 - 0.97 * 91 / 99)
-    flow = levels("flow_prediction", 2)
-    torch.testing.assert_close(flow.signal + flow.spread, torch.ones(2))
-    assert flow.spread.tolist() == pytest.approx([0.91, 0.01])
-    assert levels("epsilon", 1).timesteps.tolist() == [91]
+    ratio = (found.spread / found.signal).log()
+    torch.testing.assert_close(ratio.diff(), ratio.diff().mean().expand(3), rtol=0.3, atol=0)
+    flow = levels("flow_prediction", 3)
+    torch.testing.assert_close(flow.signal + flow.spread, torch.ones(3))
+    odds = math.sqrt(0.905 / 0.095 * 0.005 / 0.995)
+    assert flow.spread.tolist() == pytest.approx([0.905, odds / (1 + odds), 0.005], rel=1e-4)
+    start = Levels.spaced(torch.tensor([1000.0, 10.0]), None, "flow_prediction", 3)
+    assert start.spread[0] == 1
+    assert 0.1 < start.spread[1] < 0.9
+    assert levels("epsilon", 1).timesteps.tolist() == [90]
     with pytest.raises(ValueError, match=r"predicts one of epsilon, sample, v_pred.*got 'score'"):
         levels("score")
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "flow_prediction"])
+def test_steps_of_second_order_keep_the_spread_of_a_gaussian(kind: str):
+    """The exact denoiser of N(0.5, std^2), whose exact flow maps N(0, 1) onto it but for the noise
+    of the first level that is left out: DDIM loses half of the spread in six steps.
+
+    Mutants: steps of first order, an extrapolation to the other side, lengths of other levels.
+    """
+    at = levels(kind, 6)
+    noise = torch.linspace(-2, 2, 5)[:, None]
+    for std in (0.1, 0.3):
+        ends = {}
+        for second in (False, True):
+            state, before = noise, None
+            for step in range(6):
+                level = torch.full((5,), step)
+                square = torch.full_like(state, std**2)
+                output = at.gaussian(torch.full_like(state, 0.5), square, state, level)
+                clean = at.read(output, state, level)[0]
+                state = at.ahead(clean, state, step, before)
+                before = clean if second else None
+            ends[second] = (state[-1] - state[0]).item() / 4
+        assert 0.8 * std < ends[True] < 1.2 * std
+        assert ends[False] < 0.8 * std
 
 
 @pytest.mark.parametrize("kind", KINDS)

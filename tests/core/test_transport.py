@@ -161,8 +161,8 @@ def test_the_encoder_learns_its_gaussian(posterior):
     assert log_variance.exp().mean() == pytest.approx(variance, rel=0.15)
 
 
-def test_few_steps_visit_times_of_the_prior(posterior):
-    """Mutants: more calls than were asked for, times that the prior's sampler does not visit."""
+def test_few_steps_begin_and_end_with_the_priors(posterior):
+    """Mutants: more calls than were asked for, another order, ends within those of the prior."""
     sampler, seen = transport(posterior, steps=4), []
     apply = posterior.prior.apply_network
 
@@ -174,29 +174,25 @@ def test_few_steps_visit_times_of_the_prior(posterior):
         patch.setattr(posterior.prior, "apply_network", record)
         _, _, obs = posterior.simulate(2, torch.Generator().manual_seed(1))
         sampler.draw(obs, 3)
-    times = [int(time[0]) for time in seen]
+    times, visited = [int(time[0]) for time in seen], posterior.prior.timesteps.tolist()
     assert all(time.shape == (6,) for time in seen)
     assert len(times) == 4
-    visited = posterior.prior.timesteps.tolist()
-    assert [visited.index(time) for time in times] == [0, 20, 39, STEPS - 1]
+    assert times == sorted(times, reverse=True)
+    assert (times[0], times[-1]) == (visited[0], visited[-1])
     for steps in (0, STEPS + 1):
         with pytest.raises(ValueError, match=rf"steps must lie in 1 .. {STEPS}.*got {steps}"):
             transport(posterior, steps=steps)
 
 
 def test_students_take_the_teachers_steps_at_once(posterior):
-    """With as many steps as the teacher there is nothing to learn; of fewer, the student ends
-    where the teacher does, which its teacher's weights alone do not.
+    """The student ends where the teacher does, which its teacher's weights alone do not.
 
     Mutants: targets of another level, of the end for all steps, ends of the other noises.
     """
-    teacher = transport(posterior, steps=12)
+    teacher = transport(posterior, steps=6)
     _, _, obs = posterior.simulate(8, torch.Generator().manual_seed(1))
-    same = transport(posterior, steps=12, grid=12)
-    same.load_state_dict(teacher.state_dict())
-    assert same.student_loss(teacher, obs, 2).max() < 1e-8
-    student = transport(posterior, steps=3, grid=12)
-    assert torch.equal(student.levels.timesteps, teacher.levels.timesteps[[0, 4, 8]])
+    student = transport(posterior, steps=2, grid=6)
+    assert torch.equal(student.levels.timesteps, teacher.levels.timesteps[[0, 3]])
     noise = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(5))
 
     def error() -> float:
@@ -205,9 +201,9 @@ def test_students_take_the_teachers_steps_at_once(posterior):
         return float((ends[0] - ends[1]).square().mean().sqrt())
 
     before, generator = error(), torch.Generator().manual_seed(3)
-    optimizer = torch.optim.Adam(student.network.parameters(), lr=2e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
-    for _ in range(300):
+    optimizer = torch.optim.Adam(student.network.parameters(), lr=5e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
+    for _ in range(500):
         optimizer.zero_grad()
         loss = student.student_loss(teacher, obs, 2, generator)
         assert loss.shape == (16,)
@@ -215,9 +211,13 @@ def test_students_take_the_teachers_steps_at_once(posterior):
         optimizer.step()
         schedule.step()
     assert before > 0.05
-    assert error() < 0.1 * before
-    with pytest.raises(ValueError, match=r"steps must lie in 1 .. 12, the steps of the teacher"):
-        transport(posterior, steps=13, grid=12)
+    assert error() < 0.2 * before
+    with torch.no_grad():
+        own, known = (s.trajectory(noise, s.encode(obs)) for s in (student, teacher))
+    missed, apart = (own[1] - known[3]).square().mean(), (known[-1] - known[3]).square().mean()
+    assert missed < 0.3 * apart
+    with pytest.raises(ValueError, match=r"steps must lie in 1 .. 6, the steps of the teacher"):
+        transport(posterior, steps=7, grid=6)
 
 
 def test_a_batch_is_its_observations_alone(posterior):
