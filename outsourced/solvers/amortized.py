@@ -81,7 +81,7 @@ class Amortized:
             corrections.check_twist(sampler)
         self.sampler, self.posterior = sampler, posterior
         self.correct, self.candidates, self.step = correct, candidates, step
-        self.noise = noise or sampler.weighted
+        self.noise = noise
         self.moves = MOVES if moves is None else moves
         self.chunk = posterior.chunk if chunk is None else chunk
 
@@ -165,7 +165,8 @@ class Amortized:
         context = self.sampler.encode(obs, max(n, proposals))
         target = Target(self.sampler, self.posterior, obs, context, generator)
         if self.correct is None:
-            return target.propose(n) if self.noise else target.propose_data(n)
+            known = self.noise or self.sampler.weighted
+            return target.propose(n) if known else target.propose_data(n)
         if self.correct == "importance":
             return corrections.importance(target, n, proposals)
         if self.correct == "smc":

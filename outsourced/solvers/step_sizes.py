@@ -19,6 +19,7 @@ from typing import Any
 from outsourced.posterior import Posterior
 from outsourced.tasks.masks import RandomPixels
 from outsourced.tasks.measurement import Measurement
+from outsourced.tasks.region_masks import RandomStripes
 
 Sizes = Mapping[str, float]
 TUNED = Path(__file__).with_name("tuned.json")
@@ -30,6 +31,7 @@ _STRONG, _WEAK = {"omega": 1.0, "gamma": 0.1}, {"omega": 0.1, "gamma": 0.01}
 _LATENT = {
     "inpaint_box": _WEAK,
     "inpaint_pixels": _STRONG,
+    "destripe": _WEAK,
     "superres": _STRONG,
     "blur": _STRONG,
 }
@@ -37,6 +39,7 @@ PUBLISHED: Mapping[str, Mapping[str, Sizes]] = {
     "dps": {
         "inpaint_box": {"omega": 0.5},
         "inpaint_pixels": {"omega": 0.5},
+        "destripe": {"omega": 0.5},
         "superres": {"omega": 0.3},
         "blur": {"omega": 0.3},
         "phase_retrieval": {"omega": 1.0},
@@ -55,15 +58,18 @@ _OPERATORS = {
     "Blur": "blur",
     "BlurFFT": "blur",
     "PhaseRetrieval": "phase_retrieval",
+    "CompressedSensing": "compressed_sensing",
 }
+_MASKS = {RandomPixels: "inpaint_pixels", RandomStripes: "destripe"}
 
 
 def task_name(task: Measurement) -> str:
     """What the tables call the task; the class of its physics where they do not know it."""
     name = type(task.physics).__name__
     masks = getattr(task.operator_sampler, "args", ())  # of the partial that `Inpaint` makes
-    if name == "Inpainting" and any(isinstance(mask, RandomPixels) for mask in masks):
-        return "inpaint_pixels"
+    for kind, told in _MASKS.items():
+        if name == "Inpainting" and any(isinstance(mask, kind) for mask in masks):
+            return told
     return _OPERATORS.get(name) or _OPERATORS.get(type(task).__name__, name)
 
 
