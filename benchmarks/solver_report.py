@@ -63,8 +63,8 @@ def speed(rows: Sequence[Record]) -> str:
         for name in SLOW
         if name in by_name
     ]
-    own = f"Beside f(z), {1000 * f:.3g} ms a sample, the sampler itself takes {ours / f - 1:.0%}"
-    return " ".join([*lines, f"{own} of that (wanted for diffusion priors: 25 % or less)."])
+    own = f"It takes {ours / f - 1:.0%} longer than f(z), {1000 * f:.3g} ms a sample"
+    return " ".join([*lines, f"{own} (wanted for diffusion priors: 25 % or less)."])
 
 
 def notes(record: Record) -> str:
@@ -79,7 +79,8 @@ def notes(record: Record) -> str:
         f"`{REAL}` do not score 0 but the floor. Residual: root mean square, in units of sigma. "
         "Std: of the samples of one observation, root mean square over pixels. Calls are a "
         "sample's: f, and below it evaluations of the diffusion network and of the decoder, "
-        "forward (with those that checkpointing repeats) and backward. Peak: memory added at the "
+        "forward (with those that checkpointing repeats) and backward; those of a trained "
+        "sampler's own network are not among them. Peak: memory added at the "
         "peak, all samples at once, allocated on a GPU, else resident. R-hat: worst coordinate, "
         f"median over observations. Seed {record['seed']}, {told(record)}."
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from outsourced.networks import FlatNetwork
 from outsourced.sampler import NoiseSampler
@@ -28,6 +28,11 @@ def student_config(
     Raises:
         ValueError: A choice that is not a student's.
     """
+    if teacher["sampler"]["_target_"].endswith(".NoiseTransport"):
+        raise ValueError(
+            f"distill={config['distill']} is a transport, whose samples have no paths to learn; "
+            "train one of fewer sampler.steps, or distill a run of sampler=default"
+        )
     for name in chosen:
         if name.split(".")[0] in (*SAME, "objective", "experiment"):
             raise ValueError(
@@ -36,11 +41,9 @@ def student_config(
             )
     if "sampler.steps" not in chosen:
         raise ValueError("distill=... needs the number of steps of the student: sampler.steps=4")
-    sampler = {"grid": None} | teacher["sampler"]
-    if not sampler["_target_"].endswith(".NoiseTransport"):
-        sampler = {"components": 1} | sampler
+    sampler = {"grid": teacher["sampler"]["steps"], "components": 1} | teacher["sampler"]
     if sampler["grid"] is None:
-        sampler["grid"] = sampler["steps"]
+        sampler["grid"] = teacher["sampler"]["steps"]
     student = config | {name: teacher[name] for name in SAME} | {"objective": OBJECTIVE}
     student["sampler"] = _chosen(sampler, config["sampler"], "sampler", chosen)
     student["data"] = _chosen(config["data"] | teacher["data"], config["data"], "data", chosen)
@@ -57,7 +60,7 @@ def student_config(
 
 def sampler_name(sampler: dict[str, Any]) -> str:
     """Of a student's folder, after its teacher's: 4, or 1x8 for mixtures of 8 Gaussians."""
-    parts = sampler.get("components", 1)
+    parts = sampler["components"]
     return f"{sampler['steps']}" + (f"x{parts}" if parts > 1 else "")
 
 
@@ -72,7 +75,7 @@ def _chosen(
 
 
 @torch.no_grad()
-def inherit(student: nn.Module, teacher: nn.Module) -> tuple[int, int]:
+def inherit(student: NoiseSampler, teacher: NoiseSampler) -> tuple[int, int]:
     """Start a student from its teacher's weights, wherever they fit.
 
     A kernel is a guess of z_K at a time, so it serves a longer step from that time too: a teacher
@@ -87,10 +90,9 @@ def inherit(student: nn.Module, teacher: nn.Module) -> tuple[int, int]:
     """
     own, known = student.state_dict(), teacher.state_dict()
     found = {name: value for name, value in known.items() if _fits(value, own.get(name))}
-    if isinstance(student, NoiseSampler) and isinstance(teacher, NoiseSampler):
-        if "control.gate" in own and "control.gate" in known:
-            found["control.gate"] = known["control.gate"][:, _nearest(student, teacher)]
-        found |= _parts(student, teacher, own, known)
+    if "control.gate" in own and "control.gate" in known:
+        found["control.gate"] = known["control.gate"][:, _nearest(student, teacher)]
+    found |= _parts(student, teacher, own, known)
     student.load_state_dict(own | found)
     weights = {name for name, _ in student.named_parameters()}
     count = sum(own[name].numel() for name in weights & found.keys())

@@ -73,12 +73,6 @@ class Levels:
         times[0] = timesteps[0]
         return cls.visited(times, alphas_cumprod, kind)
 
-    def coarser(self, count: int) -> "Levels":
-        """`count` of these for longer steps: the first, and others as far from each other as from
-        the end."""
-        pick = torch.linspace(0, len(self), count + 1)[:-1].round().long()
-        return Levels(self.timesteps[pick], self.signal[pick], self.spread[pick], self.kind)
-
     def __len__(self) -> int:
         return len(self.timesteps)
 

@@ -1,4 +1,4 @@
-"""Training losses of transports: denoising of simulated latents, and the steps of a teacher."""
+"""Training losses of transports: denoising of simulated latents, and regression of the encoder."""
 
 from typing import Any
 
@@ -44,23 +44,6 @@ class MatchingLosses(Losses):
         loss = self.sampler.matching_loss(h, obs, self.denoising_steps, device).mean()
         value = float(loss.detach())
         return loss, {"loss": value, "loss/simulated": value}
-
-    def distil(
-        self,
-        batch: dict[str, Any],
-        count: int,
-        observations: str,
-        cpu: torch.Generator,
-        device: torch.Generator,
-    ) -> Result:
-        """The steps of a teacher in fewer ones, of observations of real images too."""
-        assert isinstance(self.teacher, NoiseTransport)
-        z, obs, images = self._fresh(batch, count, observations, cpu)
-        obs = obs if images is None else Observation.cat([obs, images])
-        self._ends = (z, obs[: len(z)])
-        loss = self.sampler.student_loss(self.teacher, obs, self.draws, device).mean()
-        value = float(loss.detach())
-        return loss, {"loss": value, "loss/teacher": value}
 
     def _latents(
         self, batch: dict[str, Any], count: int, cpu: torch.Generator

@@ -11,7 +11,6 @@ The map has no tractable density: samples have no weights, and what they are wor
 simulated observations (calibration) or by moves that leave the posterior invariant.
 """
 
-import itertools
 from typing import Any, Protocol
 
 import torch
@@ -51,7 +50,6 @@ class NoiseTransport(nn.Module):
         conditioning: The problem, whose prior is a `DiffusionPrior`.
         steps: Of G_y, spaced evenly in log SNR over the times of the prior's sampler, and of second
             order; by default they are the prior's own.
-        grid: Of a student: its teacher's steps, of whose times its own are some.
         refine: Conjugate gradients of `perturbed_fit` from the draws of G_y, which each take a
             product with the Jacobian of the decoder and one with its transpose. 0 for black boxes.
         tolerance: At which a step of the inversion has converged, in standard deviations of the
@@ -72,7 +70,6 @@ class NoiseTransport(nn.Module):
         feature_shape: tuple[int, ...],
         conditioning: DiffusionProblem,
         steps: int | None = None,
-        grid: int | None = None,
         refine: int = 0,
         tolerance: float = 0.001,
         width: int = 128,
@@ -89,7 +86,7 @@ class NoiseTransport(nn.Module):
             )
         prior = conditioning.prior
         _check_prior(prior)
-        self.levels, self.second_order = _levels(prior, steps, grid), bool(steps and not grid)
+        self.levels, self.second_order = _levels(prior, steps), steps is not None
         self._problem = (conditioning,)  # a tuple hides the frozen prior from state_dict
         self.noise_shape, self.refine, self.tolerance = tuple(noise_shape), refine, tolerance
         shapes = tuple(feature_shape), self.noise_shape
@@ -110,16 +107,12 @@ class NoiseTransport(nn.Module):
 
     def latents(self, noise: Tensor, context: Context) -> Tensor:
         """G_y(noise): latents of the posteriors of N observations, (N, *noise_shape)."""
-        return self.trajectory(noise, context)[-1]
-
-    def trajectory(self, noise: Tensor, context: Context) -> list[Tensor]:
-        """The states at all levels, the noise first, and the latents at their end."""
-        states, before = [noise], None
+        state, before = noise, None
         for step in range(len(self.levels)):
-            clean = self._clean(states[-1], step, context)
-            states.append(self.levels.ahead(clean, states[-1], step, before))
+            clean = self._clean(state, step, context)
+            state = self.levels.ahead(clean, state, step, before)
             before = clean if self.second_order else None
-        return states
+        return state
 
     def _clean(self, state: Tensor, step: int, context: Context) -> Tensor:
         """The latents that the network takes a state for."""
@@ -224,59 +217,22 @@ class NoiseTransport(nn.Module):
             total = total + error.square().flatten(1).mean(1)
         return total / steps + REGRESSION * gaussian_loss(*self.encoder.gaussian(embedding), h)
 
-    def student_loss(
-        self,
-        teacher: "NoiseTransport",
-        obs: Observation,
-        draws: int,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Squared error of where each step ends, against the teacher's shorter steps from the same
-        state of the teacher, with grad: (draws * B,).
 
-        Source: progressive distillation (Salimans & Ho, 2022, arXiv 2202.00512), of many steps at
-        once and on the teacher's own trajectories.
-
-        Args:
-            teacher: Of whose levels this sampler's are some.
-            obs: B observations.
-            draws: Noises of each.
-            generator: Source of randomness.
-        """
-        context = self.encode(obs).repeat(draws)
-        with torch.no_grad():
-            known = teacher.encode(obs).repeat(draws)
-            shape = (len(known.obs), *self.noise_shape)
-            noise = torch.randn(shape, generator=generator, device=known.embedding.device)
-            states = teacher.trajectory(noise, known)
-        visited = torch.isin(teacher.levels.timesteps, self.levels.timesteps).nonzero().flatten()
-        total = torch.zeros(len(noise), device=noise.device)
-        for step, (first, end) in enumerate(itertools.pairwise([*visited.tolist(), -1])):
-            clean = self._clean(states[first], step, context)
-            error = self.levels.ahead(clean, states[first], step) - states[end]
-            total = total + error.square().flatten(1).mean(1)
-        return total / len(self.levels)
-
-
-def _levels(prior: Any, steps: int | None, grid: int | None) -> Levels:
+def _levels(prior: Any, steps: int | None) -> Levels:
     """The levels that a sampler visits.
 
     Raises:
-        ValueError: More of them than there are, or less than one.
+        ValueError: More of them than the prior's sampler has, or less than one.
     """
     about = prior.timesteps, prior.alphas_cumprod, prior.schedule.prediction_type
     count = len(prior.timesteps)
-    for name, value, most, whose in (
-        ("grid", grid, count, "prior"),
-        ("steps", steps, grid or count, "prior" if grid is None else "teacher"),
-    ):
-        if value is not None and not 1 <= value <= most:
-            raise ValueError(
-                f"sampler.{name} must lie in 1 .. {most}, the steps of the {whose}, got {value}"
-            )
-    if grid is not None:
-        return Levels.spaced(*about, grid).coarser(steps or grid)
-    return Levels.visited(*about) if steps is None else Levels.spaced(*about, steps)
+    if steps is None:
+        return Levels.visited(*about)
+    if not 1 <= steps <= count:
+        raise ValueError(
+            f"sampler.steps must lie in 1 .. {count}, the steps of the prior, got {steps}"
+        )
+    return Levels.spaced(*about, steps)
 
 
 def _check_prior(prior: Any) -> None:

@@ -107,14 +107,3 @@ def test_gaussian_output_is_the_regression_on_the_state(kind: str):
         probe = torch.tensor([[-1.0], [0.5], [2.0]])
         found = at.gaussian(mean.expand(3, 1), variance.expand(3, 1), probe, level[:3])
         torch.testing.assert_close(found, bias + slope * probe, rtol=0.03, atol=0.03)
-
-
-def test_coarser_levels_start_at_the_first_and_are_some_of_them():
-    """Mutants: the last one among them, whose step would be the shortest; other signals."""
-    fine = levels("v_prediction", 6)
-    for count, index in ((1, [0]), (2, [0, 3]), (3, [0, 2, 4]), (6, range(6))):
-        found = fine.coarser(count)
-        assert torch.equal(found.timesteps, fine.timesteps[list(index)])
-        assert torch.equal(found.signal, fine.signal[list(index)])
-        assert torch.equal(found.spread, fine.spread[list(index)])
-        assert found.kind == fine.kind
