@@ -30,10 +30,6 @@ class LatentView:
     def _require_residual(self, what: str) -> None:
         raise NotImplementedError
 
-    @property
-    def _difference(self) -> float:
-        raise NotImplementedError
-
     def decode_latents(self, h: Tensor) -> Tensor:
         """x of latents h (B, *noise_shape) of a diffusion prior, in chunks: (B, *data_shape)."""
         image: Any = self.prior.image
@@ -54,9 +50,12 @@ class LatentView:
             image = decode(leaf)
             signal = self._signal(image, obs, image.detach())
         x, start = image.detach(), signal.detach()
+        # A difference whose entries are the root of what the decoder rounds by.
+        rounding = torch.finfo(getattr(self.prior, "dtype", h.dtype)).eps
+        reach = max(0.01, math.sqrt(rounding * h[0].numel()))
 
         def push(d: Tensor) -> Tensor:
-            length = d.flatten(1).norm(dim=1).clamp_min(1e-30) / self._difference
+            length = d.flatten(1).norm(dim=1).clamp_min(1e-30) / reach
             moved = decode(h + d / length.reshape(-1, *[1] * (d.ndim - 1)))
             return (self._signal(moved, obs, x) - start) * length[:, None]
 

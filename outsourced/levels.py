@@ -70,6 +70,8 @@ class Levels:
             alpha = alphas_cumprod.cpu().double()
             every = ((1 - alpha) / alpha).sqrt().log()
             times = (every[None] - ratio.log()[:, None]).abs().argmin(1)
+            for step in reversed(range(count - 1)):  # whole times, no two of them the same
+                times[step] = max(times[step], times[step + 1] + 1)
         times[0] = timesteps[0]
         return cls.visited(times, alphas_cumprod, kind)
 

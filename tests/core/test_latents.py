@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from outsourced.posterior import Posterior
+from outsourced.priors import LatentDiffusionPrior
 from outsourced.priors.base import Prior
 from outsourced.tasks import Dequantize, Inpaint, SuperResolution
 from outsourced.tasks.masks import RandomBox
@@ -59,6 +60,21 @@ def test_products_are_those_of_the_residual():
     (wanted,) = torch.autograd.functional.vjp(residual, h, u)[1:]
     for _ in range(2):  # the graph is kept
         torch.testing.assert_close(at.pull(u), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_products_in_half_precision_are_about_those_in_full():
+    """Of the embedded decoder. Mutant: a difference below what bfloat16 can tell."""
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        prior = LatentDiffusionPrior("fashion_sd", guidance=1.0, steps=2, dtype=dtype)
+        posterior = Posterior(prior, Inpaint(prior.data_shape, sigma=0.1, mask=RandomBox(4, 8)))
+        generator = torch.Generator().manual_seed(1)
+        h, d = torch.randn(2, 2, *prior.noise_shape, generator=generator)
+        x = prior.image(h).float()
+        obs = posterior.task.sample(x, torch.Generator().manual_seed(3))
+        found.append(posterior.linearise_latents(h, obs).push(d))
+    full, half = found
+    assert (half - full).norm() < 0.2 * full.norm()
 
 
 def test_estimates_see_what_a_solver_sees():

@@ -8,7 +8,7 @@ import torch
 from outsourced.levels import KINDS, Levels
 
 TIMES = torch.arange(90, -1, -10)
-ALPHAS = torch.linspace(0.9999, 0.02, 100)
+ALPHAS = torch.sigmoid(torch.linspace(9, -4, 100))
 
 
 def levels(kind: str, count: int = 5) -> Levels:
@@ -22,14 +22,14 @@ def test_levels_are_the_times_or_spaced_between_them():
     """Mutants: times without the last one, signal for its square, even times for even ratios."""
     every = Levels.visited(TIMES, ALPHAS, "epsilon")
     assert every.timesteps.tolist() == TIMES.tolist()
-    assert float(every.signal[0] ** 2) == pytest.approx(0.9999 - 0.9799 * 90 / 99)
+    assert float(every.signal[0] ** 2) == pytest.approx(float(ALPHAS[90]))
     found = levels("epsilon", 4)
     assert len(found) == 4
     assert found.timesteps[0] == 90
     assert found.timesteps[-1] == 0
     torch.testing.assert_close(found.signal**2 + found.spread**2, torch.ones(4))
     ratio = (found.spread / found.signal).log()
-    torch.testing.assert_close(ratio.diff(), ratio.diff().mean().expand(3), rtol=0.3, atol=0)
+    torch.testing.assert_close(ratio.diff(), ratio.diff().mean().expand(3), rtol=0.1, atol=0)
     flow = levels("flow_prediction", 3)
     torch.testing.assert_close(flow.signal + flow.spread, torch.ones(3))
     odds = math.sqrt(0.905 / 0.095 * 0.005 / 0.995)
@@ -38,6 +38,9 @@ def test_levels_are_the_times_or_spaced_between_them():
     assert start.spread[0] == 1
     assert 0.1 < start.spread[1] < 0.9
     assert levels("epsilon", 1).timesteps.tolist() == [90]
+    many = Levels.spaced(TIMES, ALPHAS, "epsilon", 60)  # more than there are near the end
+    assert (many.timesteps.diff() < 0).all()
+    assert many.timesteps[0] == 90
     with pytest.raises(ValueError, match=r"predicts one of epsilon, sample, v_pred.*got 'score'"):
         levels("score")
 
