@@ -71,7 +71,7 @@ class LatentView:
     def estimates_latents(self) -> bool:
         """Whether there is a `latent_estimate`: y has an estimate of x without a prior."""
         task = self.task
-        if not (hasattr(self.prior, "encode") and isinstance(task, Measurement)):
+        if not (hasattr(self.prior, "decode") and isinstance(task, Measurement)):
             return False
         return task.linear or task.measurement_shape == self.prior.data_shape
 
@@ -82,4 +82,5 @@ class LatentView:
             return None
         prior, task = self.prior, self.task
         view = ridge_estimate(task, obs) if task.linear else obs.y  # type: ignore[arg-type]
-        return prior.encode(view.clamp(-1, 1))  # type: ignore[operator]
+        view = view.clamp(-1, 1)
+        return prior.encode(view) if hasattr(prior, "encode") else view  # type: ignore[operator]

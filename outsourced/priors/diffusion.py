@@ -201,10 +201,6 @@ class DiffusionPrior(Prior):
         """Images, (B, C, H, W), not clamped, of what is denoised: here the pixels themselves."""
         return h
 
-    def encode(self, x: Tensor) -> Tensor:
-        """What `decode` makes images x of, (B, *noise_shape), nearly."""
-        return x
-
     def image(self, h: Tensor) -> Tensor:
         """x = f(z) of h = denoise(z), (B, C, H, W), in the dtype of h."""
         return self._finish(self.decode(h.to(self.dtype))).to(h.dtype)

@@ -95,6 +95,9 @@ def test_estimates_see_what_a_solver_sees():
         patch.setattr(coarse.prior, "encode", lambda x: seen.append(x) or x)
         coarse.latent_estimate(flat)
     assert float(seen[0][..., 2:6, 2:6].mean()) == pytest.approx(0.6, abs=0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(Decoder, "encode")  # a diffusion of pixels is its own latents
+        torch.testing.assert_close(coarse.latent_estimate(flat), seen[0])
     image = Posterior(Decoder(), Dequantize(DATA, bits=2, sigma=0.2))
     seen = image.task.sample(x)
     torch.testing.assert_close(image.latent_estimate(seen), image.prior.encode(seen.y.clamp(-1, 1)))
