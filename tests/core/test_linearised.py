@@ -29,7 +29,7 @@ def problem(rows: int, scale: float = 1.0) -> tuple[Tensor, Linearised]:
 def test_as_many_steps_as_unknowns_solve_it():
     """Rows of their own noise, each to its own minimum.
 
-    Mutants: noise of the other sign, noise on what is not seen, step lengths of the batch.
+    Mutants: noise of the other sign, step lengths of the batch.
     """
     jacobian, at = problem(5)
     noise = torch.randn(5, M, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
