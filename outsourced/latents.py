@@ -1,6 +1,7 @@
 """What a posterior says about the latents of a diffusion prior, h = denoise(z), x = decode(h)."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,21 +15,21 @@ from outsourced.tasks.measurement import Measurement
 from outsourced.tasks.ridge import ridge_estimate
 
 
-class LatentView:
+class LatentView(ABC):
     """Part of `Posterior`; everything here passes by f, through the autoencoder alone."""
 
     prior: Prior
     task: Task
     beta: float
 
-    def _pieces(self, count: int) -> Iterator[slice]:
-        raise NotImplementedError
+    @abstractmethod
+    def _pieces(self, count: int) -> Iterator[slice]: ...
 
-    def _signal(self, x: Tensor, obs: Observation, about: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _signal(self, x: Tensor, obs: Observation, about: Tensor) -> Tensor: ...
 
-    def _require_residual(self, what: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _require_residual(self, what: str) -> None: ...
 
     def decode_latents(self, h: Tensor) -> Tensor:
         """x of latents h (B, *noise_shape) of a diffusion prior, in chunks: (B, *data_shape)."""
@@ -63,9 +64,8 @@ class LatentView:
             return torch.autograd.grad(signal, leaf, u, retain_graph=True)[0]
 
         task: Any = self.task
-        seen = task.observed(obs.y, obs.params).flatten(1)
         residual = math.sqrt(self.beta) * task.whitened_residual(x, obs)
-        return Linearised(residual, seen, push, pull)
+        return Linearised(residual, push, pull)
 
     @property
     def estimates_latents(self) -> bool:

@@ -13,13 +13,11 @@ class Linearised:
 
     Attributes:
         residual: at the points, (B, m); 0 where nothing is observed.
-        seen: where something is, boolean (B, m).
-        push: J d of d (B, ...), (B, m).
+        push: J d of d (B, ...), (B, m); 0 there, too.
         pull: J^T u of u (B, m), (B, ...).
     """
 
     residual: Tensor
-    seen: Tensor
     push: Callable[[Tensor], Tensor]
     pull: Callable[[Tensor], Tensor]
 
@@ -33,7 +31,7 @@ def perturbed_fit(at: Linearised, noise: Tensor, steps: int) -> Tensor:
 
     Args:
         at: the residual and its Jacobian.
-        noise: standard normal, (B, m); what is not observed gets none of it.
+        noise: standard normal, (B, m); J^T has none of it where nothing is observed.
         steps: conjugate gradients, at least 1; each takes a `push` and a `pull`.
 
     Raises:
@@ -43,7 +41,7 @@ def perturbed_fit(at: Linearised, noise: Tensor, steps: int) -> Tensor:
     """
     if steps < 1:
         raise ValueError(f"a fit takes at least 1 step, got {steps}")
-    rest = -(at.residual + torch.where(at.seen, noise, 0.0))
+    rest = -(at.residual + noise)
     direction = at.pull(rest)
     found, size = torch.zeros_like(direction), _square(direction)
     for step in range(steps):

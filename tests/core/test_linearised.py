@@ -19,7 +19,6 @@ def problem(rows: int, scale: float = 1.0) -> tuple[Tensor, Linearised]:
     residual = torch.randn(M, generator=generator, dtype=torch.float64) * seen
     at = Linearised(
         residual.expand(rows, -1),
-        seen.expand(rows, -1),
         push=lambda d: d.flatten(1) @ jacobian.T,
         pull=lambda u: (u @ jacobian).unflatten(1, (2, 2)),
     )
@@ -35,7 +34,7 @@ def test_as_many_steps_as_unknowns_solve_it():
     noise = torch.randn(5, M, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     noise[0] *= 100
     found = perturbed_fit(at, noise, D).flatten(1)
-    wanted = at.residual + torch.where(at.seen, noise, 0.0)
+    wanted = at.residual + noise
     exact = torch.linalg.lstsq(jacobian, -wanted.T).solution.T
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
 
@@ -74,7 +73,7 @@ def test_minimisers_scatter_as_the_posterior():
 def test_a_sample_at_its_minimum_stays_and_zero_steps_are_refused():
     """Mutant: 0 / 0 where the gradient is 0."""
     _, at = problem(2)
-    still = Linearised(0 * at.residual, at.seen, at.push, at.pull)
+    still = Linearised(0 * at.residual, at.push, at.pull)
     assert torch.equal(perturbed_fit(still, torch.zeros(2, M).double(), 3), torch.zeros(2, 2, 2))
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
         perturbed_fit(at, torch.zeros(2, M), 0)
