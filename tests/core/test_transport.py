@@ -161,6 +161,25 @@ def test_the_encoder_learns_its_gaussian(posterior):
     assert log_variance.exp().mean() == pytest.approx(variance, rel=0.15)
 
 
+def test_a_network_that_trusts_the_encoder_gives_its_gaussian(posterior):
+    """With a share of 1, one step guesses the mean of N(estimate, 1) given the state.
+
+    Mutants: mean and log variance in each other's place, a share of the network's own output, the
+    Gaussian of another level.
+    """
+    sampler = transport(posterior)
+    with torch.no_grad():
+        sampler.network.conv_out.weight.zero_()
+        sampler.network.conv_out.bias.copy_(torch.tensor([7.0, 1.0]))
+    _, _, obs = posterior.simulate(5, torch.Generator().manual_seed(1))
+    estimate, level = posterior.latent_estimate(obs), torch.arange(5) * 10
+    state = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(2))
+    found = sampler._call(state, level, sampler.encode(obs).embedding)
+    alpha = posterior.prior.alphas_cumprod[sampler.levels.timesteps[level]].view(5, 1, 1, 1)
+    wanted = (1 - alpha).sqrt() * (state - alpha.sqrt() * estimate)  # of noise; variances add to 1
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_few_steps_begin_and_end_with_the_priors(posterior):
     """Mutants: more calls than were asked for, another order, ends within those of the prior."""
     sampler, seen = transport(posterior, steps=4), []
