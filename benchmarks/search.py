@@ -34,7 +34,11 @@ def score(record: Record, metric: str) -> float:
 
 
 def search(
-    values: Callable[[list[Sizes]], list[float]], start: Sizes, reach: int, tolerance: float
+    values: Callable[[list[Sizes]], list[float]],
+    start: Sizes,
+    reach: int,
+    tolerance: float,
+    together: bool = False,
 ) -> Sizes:
     """The best settings that full grids find: one of half decades that moves until its best is
     inside, then one of quarter decades and one step to each side.
@@ -44,11 +48,13 @@ def search(
         start: positive step sizes, the first centre.
         reach: settings to each side of the centre of the first grids.
         tolerance: a gain below it moves nothing: sizes that do not matter stay where they are.
+        together: one factor for all sizes: a line in the place of a grid.
     """
     centre, stride = (0,) * len(start), 2
     while True:
         offsets = sorted(range(-reach, reach + 1), key=abs)
-        around = itertools.product(offsets, repeat=len(centre))
+        lines = itertools.product(offsets, repeat=1 if together else len(centre))
+        around = (one * len(centre) for one in lines) if together else lines
         grid = [tuple(c + stride * o for c, o in zip(centre, one, strict=True)) for one in around]
         scores = values([sizes_at(start, index) for index in grid])
         best = max(range(len(grid)), key=scores.__getitem__)  # the first of equals: the centre

@@ -13,8 +13,9 @@ than `TOLERANCE`, or, with --metric residual, a residual nearer to sigma. Valida
 last of the held-out ones, which the tables, that use the first, never see. Every setting that was
 tried is a row of the CSV file, where the same command goes on; the best of each are in the table
 beside it.
-With --near the first grids are small ones about the sizes that are installed for another task. The
-second command writes the best rows of a file into the package, where the solvers find them.
+With --near the first grids are small ones about the sizes that are installed for a task, at the
+nearest number of steps; with --together one factor for all sizes of a solver is searched, for
+numbers of steps at which a grid is dear. The second command writes the best rows of a file into the package, where the solvers find them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from outsourced.posterior import Posterior
 from outsourced.run import write_text
 from outsourced.solvers.base import tile
 from outsourced.solvers.diffusion_sampler import DiffusionSampler
-from outsourced.solvers.step_sizes import FREE_OF_STEPS, TUNED, task_name
+from outsourced.solvers.step_sizes import FREE_OF_STEPS, TUNED, scaled, task_name
 from outsourced.tasks.base import Observation
 
 SECTION = "tune_solvers"
@@ -138,22 +139,22 @@ def tune(
     def values(settings: list[Sizes]) -> list[float]:
         return [score(row, args.metric) for row in rows(settings)]
 
-    return rows([search(values, *start, TOLERANCE[args.metric])])[0]
+    return rows([search(values, *start, TOLERANCE[args.metric], args.together)])[0]
 
 
 def installed(prior: str, name: str, task: str, steps: int) -> Sizes:
-    """What an earlier search found for another task.
+    """What an earlier search found for a task, at the nearest number of steps.
 
     Raises:
         ValueError: nothing is installed for it.
     """
-    found = json.loads(TUNED.read_text()).get(prior, {}).get(name, {}).get(task, {})
-    if str(steps) not in found:
+    found = scaled(json.loads(TUNED.read_text()).get(prior, {}).get(name, {}), name, task, steps)
+    if not found:
         raise ValueError(
-            f"--near {task}: {TUNED.name} holds nothing for {name} with {steps} steps on {prior}; "
-            "search for it and --install it first"
+            f"--near {task}: {TUNED.name} holds nothing for {name} on {prior}; search for it and "
+            "--install it first"
         )
-    return found[str(steps)]
+    return found
 
 
 def tune_all(name: str, task: str, data: Any, trials: Trials, args: argparse.Namespace) -> Any:
@@ -235,6 +236,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument(
         "--near", help="begin with small grids about what is installed for this task (known_as)"
     )
+    arguments.add_argument("--together", action="store_true", help="one factor for all sizes")
     arguments.add_argument("--install", type=Path, help="a CSV file of a search")
     add_device(arguments)
     call(run, arguments, argv)

@@ -103,14 +103,26 @@ def step_sizes(
 
 
 def tuned(method: str, posterior: Posterior, steps: int) -> Sizes:
-    """What a search found for the posterior's prior and task, by the root of the ratio where it
-    was for another number of steps; empty where there was none."""
+    """What a search found for the posterior's prior and task; empty where there was none."""
     task: Any = posterior.task
     of_prior = _table().get(getattr(posterior.prior, "path", ""), {})
-    found = of_prior.get(method, {}).get(task_name(task), {})
+    return scaled(of_prior.get(method, {}), method, task_name(task), steps)
+
+
+def scaled(known: Mapping[str, Mapping[str, Sizes]], method: str, task: str, steps: int) -> Sizes:
+    """The sizes of a method for a task, by the root of the ratio where they were found for another
+    number of steps; empty where there are none.
+
+    Args:
+        known: sizes by task and number of steps.
+        method: name of the sampler.
+        task: as `task_name` says.
+        steps: timesteps; of the numbers that are known, the nearest ratio counts.
+    """
+    found = known.get(task, {})
     if not found:
         return {}
-    nearest = min(found, key=lambda known: abs(math.log(int(known) / steps)))
+    nearest = min(found, key=lambda number: abs(math.log(int(number) / steps)))
     scale = 1.0 if method in FREE_OF_STEPS else math.sqrt(int(nearest) / steps)
     return {name: scale * size for name, size in found[nearest].items()}
 
