@@ -7,22 +7,22 @@
 For each task, solver and number of steps it runs a full grid of step sizes, half a decade apart and
 two decades to each side of the start in `SEARCHES`, moves it while the best setting lies on its
 border, and ends with grids of a quarter of a decade. All images and settings of a grid run at once.
-Another number of steps starts at the best of the first, over the root of the ratio of the steps,
-half a decade to each side. Better is a higher PSNR of single samples against the truth by more
+Another number of steps starts at the best of the first, over the ratio of the steps, half a decade
+to each side. Better is a higher PSNR of single samples against the truth by more
 than `TOLERANCE`, or, with --metric residual, a residual nearer to sigma. Validation images are the
 last of the held-out ones, which the tables, that use the first, never see. Every setting that was
 tried is a row of the CSV file, where the same command goes on; the best of each are in the table
 beside it.
 With --near the first grids are small ones about the sizes that are installed for a task, at the
 nearest number of steps; with --together one factor for all sizes of a solver is searched, for
-numbers of steps at which a grid is dear. The second command writes the best rows of a file into the package, where the solvers find them.
+numbers of steps at which a grid is dear. The second command writes the best rows of a file into the
+package, where the solvers find them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ def tune_all(name: str, task: str, data: Any, trials: Trials, args: argparse.Nam
         best.append(tune(name, task, steps, start, data, trials, args))
         following = args.steps[min(len(best), len(args.steps) - 1)]
         sizes = {k: float(str(best[-1][k])) for k in start[0]}
-        scale = 1.0 if name in FREE_OF_STEPS else math.sqrt(steps / following)
+        scale = 1.0 if name in FREE_OF_STEPS else steps / following
         start = {k: v * scale for k, v in sizes.items()}, NARROW
     return best
 

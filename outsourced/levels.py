@@ -54,15 +54,27 @@ class Levels:
 
     @classmethod
     def spaced(
-        cls, timesteps: Tensor, alphas_cumprod: Tensor | None, kind: str, count: int
+        cls,
+        timesteps: Tensor,
+        alphas_cumprod: Tensor | None,
+        kind: str,
+        count: int,
+        between: tuple[float, float] | None = None,
     ) -> "Levels":
-        """`count` of them from the first to the last of given times, evenly in log spread / signal.
+        """`count` of them, evenly in log spread / signal.
 
         Even times leave the last factor of ten in the noise to a single step; what y determines
         is decided there.
+
+        Args:
+            timesteps, alphas_cumprod, kind: as of `visited`.
+            count: how many.
+            between: spread / signal of the first and the last one; by default those of the first
+                and the last of the times.
         """
         ends = cls.visited(timesteps[[0, -1]], alphas_cumprod, kind)
-        high, low = (ends.spread / ends.signal.clamp_min(1 / MOST)).log().tolist()
+        bounds = ends.spread / ends.signal.clamp_min(1 / MOST)
+        high, low = (bounds if between is None else torch.tensor(between)).log().tolist()
         ratio = torch.linspace(high, low, count, dtype=torch.float64).exp()
         if alphas_cumprod is None:
             times = (1000 * ratio / (1 + ratio)).float()
@@ -72,7 +84,8 @@ class Levels:
             times = (every[None] - ratio.log()[:, None]).abs().argmin(1)
             for step in reversed(range(count - 1)):  # whole times, no two of them the same
                 times[step] = max(times[step], times[step + 1] + 1)
-        times[0] = timesteps[0]
+        if between is None:
+            times[0] = timesteps[0]
         return cls.visited(times, alphas_cumprod, kind)
 
     def __len__(self) -> int:
@@ -137,3 +150,15 @@ class Levels:
         signal, spread = self.at(level, state)
         excess = (state - signal * mean) / (signal.square() * variance + spread.square())
         return self.output(mean + variance * signal * excess, spread * excess, level)
+
+    def enter(self, mean: Tensor, variance: Tensor, noise: Tensor, level: int) -> Tensor:
+        """Where the exact flow of h ~ N(mean, variance), independent entries, carries noise
+        (B, ...) until a level."""
+        signal, spread = self.signal[level].to(noise), self.spread[level].to(noise)
+        return signal * mean + (signal.square() * variance + spread.square()).sqrt() * noise
+
+    def leave(self, mean: Tensor, variance: Tensor, state: Tensor, level: int) -> Tensor:
+        """Where that flow carries states (B, ...) from a level to: h."""
+        signal, spread = self.signal[level].to(state), self.spread[level].to(state)
+        std = (signal.square() * variance + spread.square()).sqrt()
+        return mean + variance.sqrt() * (state - signal * mean) / std

@@ -11,6 +11,7 @@ The map has no tractable density: samples have no weights, and what they are wor
 simulated observations (calibration) or by moves that leave the posterior invariant.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from outsourced.conditional import ObservationEncoder, gaussian_loss, widened
 from outsourced.guidance import Context
-from outsourced.levels import Levels
+from outsourced.levels import MOST, Levels
 from outsourced.linearised import Linearised, perturbed_fit
 from outsourced.scoring import Path
 from outsourced.tasks.base import Observation
@@ -50,6 +51,10 @@ class NoiseTransport(nn.Module):
         conditioning: The problem, whose prior is a `DiffusionPrior`.
         steps: Of G_y, spaced evenly in log SNR over the times of the prior's sampler, and of second
             order; by default they are the prior's own.
+        between: Noise / signal where G_y's network takes over from the exact flow of the encoder's
+            Gaussian, and where it hands back to it, in units of the latents; by default the network
+            has the whole way. In much noise a posterior looks Gaussian, in little it does not
+            matter which one it is.
         refine: Conjugate gradients of `perturbed_fit` from the draws of G_y, which each take a
             product with the Jacobian of the decoder and one with its transpose. 0 for black boxes.
         tolerance: At which a step of the inversion has converged, in standard deviations of the
@@ -70,6 +75,7 @@ class NoiseTransport(nn.Module):
         feature_shape: tuple[int, ...],
         conditioning: DiffusionProblem,
         steps: int | None = None,
+        between: tuple[float, float] | None = None,
         refine: int = 0,
         tolerance: float = 0.001,
         width: int = 128,
@@ -86,7 +92,8 @@ class NoiseTransport(nn.Module):
             )
         prior = conditioning.prior
         _check_prior(prior)
-        self.levels, self.second_order = _levels(prior, steps), steps is not None
+        self.levels, self.second_order = _levels(prior, steps, between), steps is not None
+        self.steps, self.handed = len(self.levels) - (between is not None), between is not None
         self._problem = (conditioning,)  # a tuple hides the frozen prior from state_dict
         self.noise_shape, self.refine, self.tolerance = tuple(noise_shape), refine, tolerance
         shapes = tuple(feature_shape), self.noise_shape
@@ -107,12 +114,14 @@ class NoiseTransport(nn.Module):
 
     def latents(self, noise: Tensor, context: Context) -> Tensor:
         """G_y(noise): latents of the posteriors of N observations, (N, *noise_shape)."""
-        state, before = noise, None
-        for step in range(len(self.levels)):
+        mean, log_variance = self.encoder.gaussian(context.embedding)
+        about, before = (mean, log_variance.exp()), None
+        state = self.levels.enter(*about, noise, 0) if self.handed else noise
+        for step in range(self.steps):
             clean = self._clean(state, step, context)
             state = self.levels.ahead(clean, state, step, before)
             before = clean if self.second_order else None
-        return state
+        return self.levels.leave(*about, state, self.steps) if self.handed else state
 
     def _clean(self, state: Tensor, step: int, context: Context) -> Tensor:
         """The latents that the network takes a state for."""
@@ -210,7 +219,7 @@ class NoiseTransport(nn.Module):
         embedding = self.encode(obs).embedding
         total = torch.zeros(len(h), device=h.device)
         for _ in range(steps):
-            level = torch.randint(len(self.levels), (len(h),), generator=generator, device=h.device)
+            level = torch.randint(self.steps, (len(h),), generator=generator, device=h.device)
             noise = torch.randn(h.shape, generator=generator, device=h.device, dtype=h.dtype)
             output = self._call(self.levels.noised(h, noise, level), level, embedding)
             error = output - self.levels.output(h, noise, level)
@@ -218,21 +227,30 @@ class NoiseTransport(nn.Module):
         return total / steps + REGRESSION * gaussian_loss(*self.encoder.gaussian(embedding), h)
 
 
-def _levels(prior: Any, steps: int | None) -> Levels:
-    """The levels that a sampler visits.
+def _levels(prior: Any, steps: int | None, between: Sequence[float] | None) -> Levels:
+    """The levels that a sampler visits; with `between` also the one that it ends at.
 
     Raises:
-        ValueError: More of them than the prior's sampler has, or less than one.
+        ValueError: More of them than the prior's sampler has, or less than one; a range that is
+            empty or that no step is to visit.
     """
     about = prior.timesteps, prior.alphas_cumprod, prior.schedule.prediction_type
     count = len(prior.timesteps)
-    if steps is None:
+    if steps is None and between is None:
         return Levels.visited(*about)
-    if not 1 <= steps <= count:
+    if steps is None or not 1 <= steps <= count:
         raise ValueError(
             f"sampler.steps must lie in 1 .. {count}, the steps of the prior, got {steps}"
         )
-    return Levels.spaced(*about, steps)
+    if between is None:
+        return Levels.spaced(*about, steps)
+    first, last = between
+    if not MOST >= first > last > 0:
+        raise ValueError(
+            "sampler.between must be two falling ratios of noise and signal, at most "
+            f"{MOST:g} and above 0, got {list(between)}"
+        )
+    return Levels.spaced(*about, steps + 1, (first, last))
 
 
 def _check_prior(prior: Any) -> None:

@@ -111,3 +111,32 @@ def test_gaussian_output_is_the_regression_on_the_state(kind: str):
         probe = torch.tensor([[-1.0], [0.5], [2.0]])
         found = at.gaussian(mean.expand(3, 1), variance.expand(3, 1), probe, level[:3])
         torch.testing.assert_close(found, bias + slope * probe, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "flow_prediction"])
+def test_the_flow_of_a_gaussian_is_carried_on_by_its_denoiser(kind: str):
+    """Entered at one level, followed by steps with the exact denoiser, and left at another one, it
+    maps N(0, 1) onto N(0.5, std^2).
+
+    Mutants: levels of other noise than asked for, a variance for its root, no signal before mean or
+    variance, another level of entry or exit.
+    """
+    times, alphas = (10 * TIMES + 5, None) if kind == "flow_prediction" else (TIMES, ALPHAS)
+    at = Levels.spaced(times, alphas, kind, 9, (2.0, 0.25))
+    ratio = at.spread / at.signal
+    torch.testing.assert_close(ratio[[0, -1]], torch.tensor([2.0, 0.25]), rtol=0.08, atol=0)
+    noise = torch.linspace(-2, 2, 5)[:, None]
+    mean = torch.full_like(noise, 0.5)
+    for std in (0.2, 1.0, 3.0):
+        square = torch.full_like(noise, std**2)
+        state, before = at.enter(mean, square, noise, 0), None
+        for step in range(8):
+            level = torch.full((5,), step)
+            clean = at.read(at.gaussian(mean, square, state, level), state, level)[0]
+            state = at.ahead(clean, state, step, before)
+            before = clean
+        found = at.leave(mean, square, state, 8)
+        torch.testing.assert_close(found, mean + std * noise, rtol=0.03, atol=0.03 * std)
+        for level in (0, 4):
+            there = at.leave(mean, square, at.enter(mean, square, noise, level), level)
+            torch.testing.assert_close(there, mean + std * noise)

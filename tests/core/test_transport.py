@@ -203,6 +203,43 @@ def test_few_steps_begin_and_end_with_the_priors(posterior):
             transport(posterior, steps=steps)
 
 
+def test_the_encoders_gaussian_has_the_ends_of_the_way(posterior):
+    """A network that trusts the encoder carries noise to N(estimate, 1); it is asked at the levels
+    between the two ratios alone, in training too.
+
+    Mutants: an end without the network's hand-over, a mean for another observation's, a last level
+    that the network is asked at, levels of the whole way.
+    """
+    sampler, seen = transport(posterior, steps=6, between=(2.0, 0.2)), []
+    with torch.no_grad():
+        sampler.network.conv_out.weight.zero_()
+        sampler.network.conv_out.bias.copy_(torch.tensor([0.0, 1.0]))
+    _, _, obs = posterior.simulate(3, torch.Generator().manual_seed(1))
+    apply = posterior.prior.apply_network
+
+    def record(network: nn.Module, x: Tensor, timestep: Tensor) -> Tensor:
+        seen.append(timestep)
+        return apply(network, x, timestep)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(posterior.prior, "apply_network", record)
+        noise, latents = sampler.draw(obs, 4, torch.Generator().manual_seed(2))
+        drawn = torch.stack(seen)
+        sampler.matching_loss(latents[0], obs, 40, torch.Generator().manual_seed(3))
+    wanted = posterior.latent_estimate(obs) + noise
+    torch.testing.assert_close(latents, wanted, rtol=0.05, atol=0.05)
+    alpha = posterior.prior.alphas_cumprod[drawn[:, 0]]
+    ratio = ((1 - alpha) / alpha).sqrt().tolist()
+    assert ratio == pytest.approx([2.0 * 0.1 ** (k / 6) for k in range(6)], rel=0.05)
+    trained = torch.cat(seen[6:]).unique()
+    assert trained.tolist() == drawn[:, 0].sort().values.tolist()
+    for between in ((0.2, 2.0), (2.0, 0.0), (30.0, 1.0)):
+        with pytest.raises(ValueError, match=r"sampler\.between must be two falling ratios"):
+            transport(posterior, steps=4, between=between)
+    with pytest.raises(ValueError, match=rf"steps must lie in 1 .. {STEPS}.*got None"):
+        transport(posterior, between=(2.0, 0.2))
+
+
 def test_a_batch_is_its_observations_alone(posterior):
     """Chunks and other observations change nothing. Mutant: rows in the order of the other axis."""
     sampler = transport(posterior)

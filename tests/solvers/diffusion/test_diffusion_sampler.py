@@ -309,7 +309,7 @@ def test_published_step_sizes() -> None:
 
 def test_tuned_step_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the embedded prior at the nearest number of steps, before the published ones; over
-    the root of the ratio at another number, but for a rate.
+    the ratio at a larger number, times its root at a smaller one, but for a rate.
 
     Mutant: the first number of steps, the nearest difference (400 is nearer to 100 by it), sizes
     of another prior or task, tuned sizes that win over given ones, a ratio upside down.
@@ -321,7 +321,9 @@ def test_tuned_step_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     box, asked = Inpaint((1, 8, 8), sigma=0.1, mask=_box), {"omega": None, "gamma": None}
     ours, other = problem_of(box, "fashion_sd"), problem_of(box, "sd15")
     assert step_sizes("psld", ours, 100, **asked) == (3.0, 0.4)
+    assert step_sizes("psld", ours, 4000, **asked) == pytest.approx((0.125, 0.015))
     assert step_sizes("psld", ours, 400, **asked) == pytest.approx((0.79057, 0.094868), rel=1e-4)
+    assert step_sizes("psld", ours, 200, **asked) == pytest.approx((1.5, 0.2))
     assert step_sizes("psld", ours, 1000, omega=2.0, gamma=None) == (2.0, 0.06)
     assert step_sizes("daps", ours, 1000, rate=None) == (0.3,)
     assert step_sizes("psld", other, 100, **asked) == (0.1, 0.01)
