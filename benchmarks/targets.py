@@ -133,7 +133,9 @@ def _own(name: str) -> Callable[[dict[str, Record]], float | None]:
 
 
 def _break_even(rows: dict[str, Record]) -> float | None:
-    return break_even(rows.get(AMORTISED, {}), least(per_instance(rows.values()), "perceptual"))
+    """Against the variant of PSLD that is nearer to the truth."""
+    rival = least((rows[solver] for solver in SLOW if solver in rows), "perceptual")
+    return break_even(rows.get(AMORTISED, {}), rival)
 
 
 def _lower(bound: float) -> tuple[Callable[[float], bool], Callable[[float], float]]:
@@ -181,7 +183,7 @@ TARGETS = (
         form=".1%",
     ),
     Target(
-        f"break-even after at most {IMAGES} images",
+        f"break-even with the better PSLD of 1000 steps after at most {IMAGES} images",
         _break_even,
         *_upper(IMAGES),
         form=".0f",

@@ -28,11 +28,6 @@ def student_config(
     Raises:
         ValueError: A choice that is not a student's.
     """
-    if teacher["sampler"]["_target_"].endswith(".NoiseTransport"):
-        raise ValueError(
-            f"distill={config['distill']} is a transport, whose samples have no paths to learn; "
-            "train one of fewer sampler.steps, or distill a run of sampler=default"
-        )
     for name in chosen:
         if name.split(".")[0] in (*SAME, "objective", "experiment"):
             raise ValueError(
@@ -41,11 +36,15 @@ def student_config(
             )
     if "sampler.steps" not in chosen:
         raise ValueError("distill=... needs the number of steps of the student: sampler.steps=4")
-    sampler = {"grid": teacher["sampler"]["steps"], "components": 1} | teacher["sampler"]
-    if sampler["grid"] is None:
-        sampler["grid"] = teacher["sampler"]["steps"]
+    sampler = _base(teacher["sampler"])
     student = config | {name: teacher[name] for name in SAME} | {"objective": OBJECTIVE}
     student["sampler"] = _chosen(sampler, config["sampler"], "sampler", chosen)
+    kinds = [str(one["_target_"]).split(".")[-1] for one in (student["sampler"], sampler)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"distill={config['distill']} is a {kinds[1]}, and so is its student; leave "
+            "sampler=... out, and give sampler.steps=... alone"
+        )
     student["data"] = _chosen(config["data"] | teacher["data"], config["data"], "data", chosen)
     student["trainer"] = config["trainer"] | {
         "anchor_steps": 0,  # the teacher's anchors are trained
@@ -58,9 +57,17 @@ def student_config(
     return student
 
 
+def _base(sampler: dict[str, Any]) -> dict[str, Any]:
+    """A teacher's sampler settings; those of a path sampler with the grid of its times."""
+    if sampler["_target_"].endswith(".NoiseTransport"):
+        return sampler
+    base = {"grid": None, "components": 1} | sampler
+    return base | {"grid": base["grid"] or sampler["steps"]}
+
+
 def sampler_name(sampler: dict[str, Any]) -> str:
     """Of a student's folder, after its teacher's: 4, or 1x8 for mixtures of 8 Gaussians."""
-    parts = sampler["components"]
+    parts = sampler.get("components", 1)
     return f"{sampler['steps']}" + (f"x{parts}" if parts > 1 else "")
 
 
@@ -75,24 +82,25 @@ def _chosen(
 
 
 @torch.no_grad()
-def inherit(student: NoiseSampler, teacher: NoiseSampler) -> tuple[int, int]:
+def inherit(student: Any, teacher: Any) -> tuple[int, int]:
     """Start a student from its teacher's weights, wherever they fit.
 
     A kernel is a guess of z_K at a time, so it serves a longer step from that time too: a teacher
     whose posteriors given z_k are Gaussian hands down a perfect student.
 
     Args:
-        student: Changed in place.
-        teacher: Of the same problem.
+        student: Changed in place; a `NoiseSampler`, or a `NoiseTransport`.
+        teacher: Of the same problem and kind.
 
     Returns:
         Numbers of weights that were handed down, and of all.
     """
     own, known = student.state_dict(), teacher.state_dict()
     found = {name: value for name, value in known.items() if _fits(value, own.get(name))}
-    if "control.gate" in own and "control.gate" in known:
-        found["control.gate"] = known["control.gate"][:, _nearest(student, teacher)]
-    found |= _parts(student, teacher, own, known)
+    if isinstance(student, NoiseSampler):
+        if "control.gate" in own and "control.gate" in known:
+            found["control.gate"] = known["control.gate"][:, _nearest(student, teacher)]
+        found |= _parts(student, teacher, own, known)
     student.load_state_dict(own | found)
     weights = {name for name, _ in student.named_parameters()}
     count = sum(own[name].numel() for name in weights & found.keys())

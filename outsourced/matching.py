@@ -1,4 +1,5 @@
-"""Training losses of transports: denoising of simulated latents, and regression of the encoder."""
+"""Training losses of transports: denoising of simulated latents, regression of the encoder, and
+the endpoints of a teacher."""
 
 from typing import Any
 
@@ -44,6 +45,29 @@ class MatchingLosses(Losses):
         loss = self.sampler.matching_loss(h, obs, self.denoising_steps, device).mean()
         value = float(loss.detach())
         return loss, {"loss": value, "loss/simulated": value}
+
+    def distil(
+        self,
+        batch: dict[str, Any],
+        count: int,
+        observations: str,
+        cpu: torch.Generator,
+        device: torch.Generator,
+    ) -> Result:
+        """Squared distance of the latents that a teacher and its student carry the same noise to
+        (Luhman & Luhman, 2021, arXiv 2101.02388); observations may be of real images, too."""
+        teacher: Any = self.teacher
+        _, obs, images = self._fresh(batch, count, observations, cpu)
+        obs = obs if images is None else Observation.cat([obs, images])
+        own = self.sampler.encode(obs).repeat(self.draws)
+        shape = (len(own.obs), *self.sampler.noise_shape)
+        noise = torch.randn(shape, generator=device, device=obs.y.device)
+        with torch.no_grad():
+            wanted = teacher.latents(noise, teacher.encode(obs).repeat(self.draws))
+        self._ends = (noise, own.obs)
+        loss = (self.sampler.latents(noise, own) - wanted).square().mean()
+        value = float(loss.detach())
+        return loss, {"loss": value, "loss/teacher": value}
 
     def _latents(
         self, batch: dict[str, Any], count: int, cpu: torch.Generator

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from outsourced.posterior import Posterior
+from outsourced.tasks.blur_kernels import MotionKernel
 from outsourced.tasks.masks import RandomPixels
 from outsourced.tasks.measurement import Measurement
 from outsourced.tasks.region_masks import RandomStripes
@@ -36,6 +37,7 @@ _LATENT = {
     "destripe": _WEAK,
     "superres": _STRONG,
     "blur": _STRONG,
+    "motion_blur": _STRONG,
 }
 PUBLISHED: Mapping[str, Mapping[str, Sizes]] = {
     "dps": {
@@ -44,6 +46,7 @@ PUBLISHED: Mapping[str, Mapping[str, Sizes]] = {
         "destripe": {"omega": 0.5},
         "superres": {"omega": 0.3},
         "blur": {"omega": 0.3},
+        "motion_blur": {"omega": 0.3},
         "phase_retrieval": {"omega": 1.0},
     },
     "latent_dps": {task: {"omega": sizes["omega"]} for task, sizes in _LATENT.items()},
@@ -62,15 +65,21 @@ _OPERATORS = {
     "PhaseRetrieval": "phase_retrieval",
     "CompressedSensing": "compressed_sensing",
 }
-_MASKS = {RandomPixels: "inpaint_pixels", RandomStripes: "destripe"}
+# What draws the operators of a task, where it makes a task of its own.
+_DRAWN = {
+    RandomPixels: "inpaint_pixels",
+    RandomStripes: "destripe",
+    MotionKernel: "motion_blur",
+}
+_LIKE = {"motion_blur": "blur"}  # whose sizes will do where there are none
 
 
 def task_name(task: Measurement) -> str:
     """What the tables call the task; the class of its physics where they do not know it."""
     name = type(task.physics).__name__
-    masks = getattr(task.operator_sampler, "args", ())  # of the partial that `Inpaint` makes
-    for kind, told in _MASKS.items():
-        if name == "Inpainting" and any(isinstance(mask, kind) for mask in masks):
+    parts = getattr(task.operator_sampler, "args", ())  # of the partial that tasks make
+    for kind, told in _DRAWN.items():
+        if any(isinstance(part, kind) for part in parts):
             return told
     return _OPERATORS.get(name) or _OPERATORS.get(type(task).__name__, name)
 
@@ -108,7 +117,8 @@ def tuned(method: str, posterior: Posterior, steps: int) -> Sizes:
     """What a search found for the posterior's prior and task; empty where there was none."""
     task: Any = posterior.task
     of_prior = _table().get(getattr(posterior.prior, "path", ""), {})
-    return scaled(of_prior.get(method, {}), method, task_name(task), steps)
+    known, name = of_prior.get(method, {}), task_name(task)
+    return scaled(known, method, name if name in known else _LIKE.get(name, name), steps)
 
 
 def scaled(known: Mapping[str, Mapping[str, Sizes]], method: str, task: str, steps: int) -> Sizes:

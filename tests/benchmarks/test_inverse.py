@@ -197,6 +197,8 @@ def test_targets_say_met_missed_or_open() -> None:
     worse = [row for task in eight for row in rows(task, perceptual=0.27, frechet=35.0)]
     verdicts = [line.split("**")[1] for line in targets(worse).splitlines()[2:]]
     assert verdicts[2:4] == ["missed", "missed"]  # between the variants is not better
+    quick = {**rows()[3], "solver": "psld, 100", "seconds_one": 0.1, "perceptual": 0.0}
+    assert "worst inpaint: 75." in targets([*rows(), quick])  # break-even is with 1000 steps
     few = targets(rows())
     assert few.count("**open**") == 7
     assert "no task has the rows for it" in targets(rows(), prior="fashion_vae")

@@ -8,6 +8,7 @@ import torch
 
 from outsourced.bank import PairBank
 from outsourced.build import load_run
+from outsourced.distilling import inherit
 from outsourced.matching import MatchingLosses
 from outsourced.objectives import PathLikelihood
 from outsourced.paths import PathMixture
@@ -63,8 +64,72 @@ def test_trains_resumes_and_samples(transport, train, sample, interrupt_at) -> N
     assert json.loads(Path("whole", "samples", METRICS).read_text())["verdict"]
     answer = sample("run=whole", "n=2", "observations=1", "correct=importance")
     assert "needs samples with weights" in answer.error
-    answer = train("distill=whole", "sampler.steps=1", "logger=none", "run=student", tiny=False)
-    assert "distill=whole is a transport" in answer.line
+
+
+def test_students_carry_noise_where_their_teacher_does(transport, train, sample) -> None:
+    """In fewer steps, from its weights, for observations of real images, too.
+
+    Mutants: a student that starts anew, or learns nothing; other noise than the teacher's.
+    """
+    assert transport("run=whole", "sampler.between=[2.0,0.125]").code == 0
+    few = ("data.bank_size=8", "trainer.batch=4", "evaluate.observations=2", "evaluate.n=2")
+    few += ("logger=none", "lightning.accelerator=cpu", "+lightning.enable_progress_bar=false")
+    few += ("trainer=transport_student", "trainer.max_steps=30", "trainer.evaluate_every=0")
+    student = ("distill=whole", "sampler.steps=1")
+    answer = train(*student, *few, tiny=False)
+    assert answer.code == 0, answer.error
+    assert (load_run("whole-1").sampler.steps, load_run("whole").sampler.steps) == (1, 2)
+    apart = {}
+    teacher, learned = load_run("whole"), load_run("whole-1")
+    _, _, obs = teacher.posterior.simulate(16, torch.Generator().manual_seed(0))
+    noise = torch.randn(16, *teacher.sampler.noise_shape)
+    with torch.no_grad():
+        wanted = teacher.sampler.latents(noise, teacher.sampler.encode(obs))
+        for name in ("inherited", "learned"):
+            own = learned.sampler
+            if name == "inherited":
+                own = NoiseTransport(
+                    own.noise_shape, teacher.posterior.task.feature_shape, teacher.posterior,
+                    steps=1, between=(2.0, 0.125), width=8,
+                )  # fmt: skip
+                assert inherit(own, teacher.sampler)[0] == sum(p.numel() for p in own.parameters())
+            apart[name] = (own.latents(noise, own.encode(obs)) - wanted).square().mean()
+    assert apart["learned"] < 0.8 * apart["inherited"]
+    assert sample("run=whole-1", "n=2", "observations=1").code == 0
+    answer = train(*student, "sampler=default", *few, tiny=False)
+    assert "distill=whole is a NoiseTransport, and so is its student" in answer.error
+
+
+def test_lessons_of_a_transport_are_of_real_images_too(tmp_path) -> None:
+    """Teacher and student carry the same noise for the same observations, several for each.
+
+    Mutants: observations of simulated images alone, noise of the student's own, a sign.
+    """
+    prior = LatentDiffusionPrior("fashion_sd", guidance=1.0, steps=2)
+    posterior = Posterior(prior, Denoise(prior.data_shape, sigma=0.1))
+    shapes = prior.noise_shape, posterior.task.feature_shape
+    own, teacher = (NoiseTransport(*shapes, posterior, width=8) for _ in range(2))
+    mixture = PathMixture(own, posterior, ReplayBuffer(8, 1), {"on_policy": 1.0}, 2)
+    losses = MatchingLosses(own, posterior, PathLikelihood(), mixture, 1, teacher, draws=3)
+    asked = []
+
+    def latents(noise, context):
+        asked.append((noise, context.obs.y))
+        return noise.clone().requires_grad_() + 2.0 * (len(asked) % 2)  # the teacher is asked first
+
+    own.latents = teacher.latents = latents
+    z, x, _ = posterior.simulate(4, torch.Generator().manual_seed(0))
+    batch = {"z": z, "x": x, "images": torch.full_like(x, 50.0)}
+    generator = torch.Generator().manual_seed(1)
+    loss, figures = losses.distil(batch, 4, "mixed", generator, generator)
+    assert float(loss.detach()) == pytest.approx(4.0)
+    assert figures["loss/teacher"] == pytest.approx(4.0)
+    (noise, y), (same, seen) = asked
+    assert torch.equal(noise, same)
+    assert torch.equal(y, seen)
+    assert noise.shape == (12, *prior.noise_shape)
+    assert (y.flatten(1).abs().amax(1) > 10).tolist() == 3 * [False, False, True, True]
+    assert len(torch.unique(noise, dim=0)) == 12
 
 
 def test_learns_by_simulated_pairs_only(transport) -> None:

@@ -5,7 +5,16 @@ import json
 import pytest
 
 from outsourced.solvers.step_sizes import TUNED, task_name
-from outsourced.tasks import CompressedSensing, Denoise, Inpaint, RandomPixels, SuperResolution
+from outsourced.tasks import (
+    CompressedSensing,
+    Deblur,
+    Denoise,
+    GaussianKernel,
+    Inpaint,
+    MotionKernel,
+    RandomPixels,
+    SuperResolution,
+)
 from outsourced.tasks.masks import RandomBox
 from outsourced.tasks.region_masks import RandomStripes
 
@@ -21,12 +30,14 @@ SHAPE = (1, 8, 8)
         (lambda: SuperResolution(SHAPE, 2, 0.1), "superres"),
         (lambda: CompressedSensing(SHAPE, 0.5, 0.1), "compressed_sensing"),
         (lambda: Denoise(SHAPE, 0.1), "Denoising"),
+        (lambda: Deblur(SHAPE, GaussianKernel(1.0, 5), 0.1), "blur"),
+        (lambda: Deblur(SHAPE, MotionKernel(5), 0.1), "motion_blur"),
     ],
 )
 def test_tasks_have_names_of_their_own(task, name: str) -> None:
     """Each of which has been searched. Mutants: stripes that take a box's sizes, compressed sensing
-    under the name of every physics that somebody writes."""
+    under the name of every physics that somebody writes, motions that are Gaussian blurs."""
     assert task_name(task()) == name
     table = json.loads(TUNED.read_text())["fashion_sd"]
-    assert name in table["psld_paper"]
+    assert name in table["psld_paper"] or name == "motion_blur"
     assert name in table["psld"] or name == "compressed_sensing"  # no official variant
