@@ -7,6 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.tables import read_csv
 from outsourced.run import Run
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Steps of each phase; the later half is timed, for the first ones start things up. The longer probe
 # follows where it takes less than so many seconds.
 PROBES, PATIENCE = (8, 40), 60.0
-QUICKLY = ("data.bank_size=256", "sampler.lookup=128")
+QUICKLY, SMALL = ("data.bank_size=256",), {"lookup": 128}  # the latter of samplers that have it
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,24 @@ def read_pace(
     return found[0], found[1], found[2]
 
 
-def recipe(overrides: list[str]) -> Plan:
-    """The steps of each phase that `train.py` would take with these arguments."""
+def composed(overrides: list[str]) -> Any:
+    """The configuration that `train.py` would take with these arguments."""
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        trainer = compose("train", overrides=overrides).trainer
+        return compose("train", overrides=overrides)
+
+
+def quickly(overrides: list[str]) -> list[str]:
+    """Further arguments for a training that means nothing."""
+    sampler = composed(overrides).sampler
+    small = [f"sampler.{name}={value}" for name, value in SMALL.items() if name in sampler]
+    return [*QUICKLY, *small]
+
+
+def recipe(overrides: list[str]) -> Plan:
+    """The steps of each phase that `train.py` would take with these arguments."""
+    trainer = composed(overrides).trainer
     warm, anchors = min(trainer.warm_steps, trainer.max_steps), trainer.anchor_steps
     return Plan(anchors, max(0, warm - anchors), trainer.max_steps - warm)
 
@@ -138,7 +151,7 @@ def trained(
         quick: instead of that a few steps, on a small bank, for tests.
         points: evaluations along the way, 0 to leave that to the overrides.
     """
-    overrides = [*overrides, *(QUICKLY if quick else ())]
+    overrides = [*overrides, *(quickly(overrides) if quick else ())]
     if folder.exists():
         config = Run(folder).config["trainer"]
         names = ("anchor_steps", "warm_steps", "max_steps")

@@ -3,8 +3,9 @@
     python -m benchmarks.priors --priors fashion_vae fashion_gan --minutes 10 --out docs/priors.csv
 
 Trains `train.py prior=P task=inpaint` on each for the same time, measures it on observations of
-the prior's own images and of held-out ones, and draws one figure with a row per prior. Runs lie in
---runs and are used again; finished rows are in the CSV file.
+the prior's own images and of held-out ones, and draws one figure with a row per prior. The columns
+are about log-weights, so `fashion_sd` has sampler=fashion_sd objective=reverse_kl
+trainer=fashion_sd. Runs lie in --runs and are used again; finished rows are in the CSV file.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ TASK = (
     *("task=inpaint", "logger=csv", "trainer.evaluate_every=0"),
     *("evaluate.observations=4", "evaluate.n=8"),
 )
+# Where the default has no log-weights, what has.
+WEIGHTED = {"fashion_sd": ("sampler=fashion_sd", "objective=reverse_kl", "trainer=fashion_sd")}
 QUICK, QUICK_MINUTES = {"observations": 4, "n": 8}, 0.05
 SHOWN = 64  # samples behind a row of the figure
 COLUMNS = (
@@ -69,7 +72,7 @@ def run_of(prior: str, folder: Path, minutes: float) -> Path:
     """The run folder of a prior, trained for the given time unless it is finished already."""
     run = Run(folder / prior)
     if not run.finished:
-        trained(run.folder, [f"prior={prior}", *TASK], minutes)
+        trained(run.folder, [f"prior={prior}", *WEIGHTED.get(prior, ()), *TASK], minutes)
     return run.folder
 
 

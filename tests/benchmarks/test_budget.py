@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import budget
-from benchmarks.budget import Plan, pace, plan, read_pace, recipe
+from benchmarks.budget import Plan, pace, plan, quickly, read_pace, recipe
 
 
 def test_pace_is_that_of_the_later_half_of_each_phase(tmp_path):
@@ -55,6 +55,7 @@ def test_the_recipe_is_that_of_the_configuration():
     assert recipe(["prior=fashion_vae", "task=inpaint"]) == Plan(1500, 3300, 350)
     cut = ["trainer.anchor_steps=0", "trainer.warm_steps=5", "trainer.max_steps=4"]
     assert recipe(["prior=fashion_gan", "task=inpaint", *cut]) == Plan(0, 4, 0)
+    assert recipe(["prior=fashion_sd"]) == Plan(400, 2600, 0)  # of likelihood alone
     assert recipe(["prior=fashion_gan"]).balance > 100 * recipe(["prior=fashion_gan"]).warm
 
 
@@ -65,3 +66,9 @@ def test_overrides_count_phases_from_the_start():
         "trainer.warm_steps=30",
         "trainer.max_steps=35",
     ]
+
+
+def test_a_quick_training_has_keys_of_its_sampler_alone():
+    """Mutant: a lookup for samplers that have none, which Hydra refuses."""
+    assert quickly(["prior=fashion_gan"]) == ["data.bank_size=256", "sampler.lookup=128"]
+    assert quickly(["prior=fashion_sd"]) == ["data.bank_size=256"]

@@ -2,8 +2,20 @@
 
 import pytest
 
-from benchmarks.priors import main
+from benchmarks.budget import composed
+from benchmarks.priors import WEIGHTED, main
 from benchmarks.tables import read_csv
+
+
+@pytest.mark.parametrize(
+    "prior", ["vae", "hvae", "gan", "flow", "cnf", "sd"], ids=lambda name: f"fashion_{name}"
+)
+def test_every_row_has_log_weights(prior):
+    """Mutant: a sampler without them, whose evidence does not exist."""
+    name = f"fashion_{prior}"
+    config = composed([f"prior={name}", *WEIGHTED.get(name, ())])
+    assert config.sampler._target_.endswith(".NoiseSampler")
+    assert not config.objective._target_.endswith(".PathLikelihood")
 
 
 @pytest.mark.slow
