@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from benchmarks.contenders import AMORTISED, INVERSE, Contender
+from benchmarks.contenders import AMORTISED, COOLED, INVERSE, Contender
 from benchmarks.driver import call, parser, render, surroundings
 from benchmarks.inverse_report import headline, report
 from benchmarks.pictures import cases, draw
@@ -54,7 +54,8 @@ def chosen(args: argparse.Namespace) -> list[Contender]:
 
 def _sized(contender: Contender, args: argparse.Namespace) -> Contender:
     contender = contender.quick() if args.quick else contender
-    calibrated = not contender.mean and (contender.amortised or args.calibrate == "all")
+    drawn = not contender.mean and contender.name != COOLED  # not so estimates
+    calibrated = drawn and (contender.amortised or args.calibrate == "all")
     cheap = contender.amortised or (contender.shared and not contender.limited)
     return replace(
         contender,

@@ -33,5 +33,5 @@ class Mean:
         """n means for each observation; a mean of images is no f(z), so that z is NaN."""
         samples = self.solver(obs, n * self.count, generator, progress)
         x = samples.x.unflatten(0, (n, self.count)).mean(1)
-        z = samples.z[:n] * math.nan
+        z = None if samples.z is None else samples.z[:n] * math.nan
         return replace(samples, x=x, z=z, log_weight=None, proposal_log_weight=None)

@@ -146,6 +146,7 @@ class NoiseTransport(nn.Module):
         n: int,
         generator: torch.Generator | None = None,
         context: Context | None = None,
+        temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Noise and the latents that it is carried to, (n, B, *noise_shape) each, in chunks.
 
@@ -154,13 +155,14 @@ class NoiseTransport(nn.Module):
             n: Samples of each.
             generator: Source of randomness.
             context: `encode(obs)`, if at hand.
+            temperature: Standard deviation of the noise, and of that of the refinement.
         """
         context = (self.encode(obs) if context is None else context).repeat(n)
         like, rows = context.embedding, n * len(obs)
 
         def normal(*shape: int) -> Tensor:
             options: Any = {"device": like.device, "dtype": like.dtype, "generator": generator}
-            return torch.randn((rows, *shape), **options)
+            return temperature * torch.randn((rows, *shape), **options)
 
         noise = normal(*self.noise_shape)
         shifts = normal(obs.y[0].numel()) if self.refine else None
@@ -182,9 +184,10 @@ class NoiseTransport(nn.Module):
         n: int,
         generator: torch.Generator | None = None,
         context: Context | None = None,
+        temperature: float = 1.0,
     ) -> Path:
         """Noise and the z that it is carried to, n for each of B observations; as `draw`."""
-        noise, latents = self.draw(obs, n, generator, context)
+        noise, latents = self.draw(obs, n, generator, context, temperature)
         flat, ends = latents.flatten(0, 1), []
         for h in flat.split(self.conditioning.chunk):
             z, calls = self.conditioning.prior.invert(h, self.tolerance)

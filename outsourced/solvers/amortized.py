@@ -44,6 +44,9 @@ class Amortized:
             moves.
         noise: also find the noise behind the samples of a `NoiseTransport`, which takes an
             inversion of f; other samplers and corrections know it anyway.
+        temperature: of the noise that a `NoiseTransport` carries, from 0 to 1. Below 1 samples are
+            no draws of the posterior any more but estimates, nearer to one another and to the
+            truth; at 0 all of an observation are the same.
         chunk: most paths rolled out at once; whole observations at a time, so that one observation
             with more candidates still fits one chunk. posterior.chunk by default.
 
@@ -61,6 +64,7 @@ class Amortized:
         moves: int | None = None,
         step: float | None = None,
         noise: bool = False,
+        temperature: float = 1.0,
         chunk: int | None = None,
     ) -> None:
         if correct not in CORRECTIONS:
@@ -72,6 +76,14 @@ class Amortized:
         for name, value in (("candidates", candidates), ("moves", moves), ("chunk", chunk)):
             if value is not None and value < 1:
                 raise ValueError(f"solver.{name} must be >= 1, got {value}")
+        if not 0 <= temperature <= 1:
+            raise ValueError(f"solver.temperature must lie in 0 .. 1, got {temperature}")
+        if temperature != 1 and (correct or not isinstance(sampler, NoiseTransport)):
+            raise ValueError(
+                "solver.temperature < 1 is for uncorrected samples of a transport (a run of "
+                f"sampler=transport), got {temperature} with a {type(sampler).__name__} and "
+                f"correct={correct}"
+            )
         if correct in KERNELS:
             check_kernel(correct, posterior, step)
         if correct in (*RESAMPLING, "imh"):
@@ -81,7 +93,7 @@ class Amortized:
             corrections.check_twist(sampler)
         self.sampler, self.posterior = sampler, posterior
         self.correct, self.candidates, self.step = correct, candidates, step
-        self.noise = noise
+        self.noise, self.temperature = noise, temperature
         self.moves = MOVES if moves is None else moves
         self.chunk = posterior.chunk if chunk is None else chunk
 
@@ -163,7 +175,8 @@ class Amortized:
         self, obs: Observation, n: int, proposals: int, generator: torch.Generator | None
     ) -> Draws:
         context = self.sampler.encode(obs, max(n, proposals))
-        target = Target(self.sampler, self.posterior, obs, context, generator)
+        how = context, generator, self.temperature
+        target = Target(self.sampler, self.posterior, obs, *how)
         if self.correct is None:
             known = self.noise or self.sampler.weighted
             return target.propose(n) if known else target.propose_data(n)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class Target:
         obs: B observations.
         context: of the sampler.
         generator: source of randomness.
+        temperature: of the draws of a transport.
     """
 
     sampler: NoiseSampler | NoiseTransport
@@ -58,10 +60,14 @@ class Target:
     obs: Observation
     context: Context
     generator: torch.Generator | None
+    temperature: float = 1.0
 
     def propose(self, m: int) -> Draws:
         """m draws of the sampler with log_weight = beta log r - log_ratio of their paths."""
-        path = self.sampler.forward_path(self.obs, m, self.generator, context=self.context)
+        how: Any = {"context": self.context}
+        if isinstance(self.sampler, NoiseTransport):
+            how["temperature"] = self.temperature
+        path = self.sampler.forward_path(self.obs, m, self.generator, **how)
         x, log_reward = self.evaluate(path.end)
         if path.log_ratio is None:
             return Draws(path.end, x, log_reward[:0])
@@ -70,7 +76,7 @@ class Target:
     def propose_data(self, m: int) -> Draws:
         """m draws of a transport as data alone, decoded from their latents."""
         assert isinstance(self.sampler, NoiseTransport)
-        _, h = self.sampler.draw(self.obs, m, self.generator, self.context)
+        _, h = self.sampler.draw(self.obs, m, self.generator, self.context, self.temperature)
         x = self.posterior.decode_latents(h.flatten(0, 1)).unflatten(0, h.shape[:2])
         return Draws(h[:0], x, x.new_empty(0, len(self.obs)))
 

@@ -279,6 +279,33 @@ def test_refinement_gives_the_posterior_of_a_linear_decoder(posterior):
         transport(posterior, refine=-1)
 
 
+def test_temperature_is_the_spread_of_the_noise(posterior):
+    """Of the draws and of the measurement noise that the refinement adds: at 0 all are the same.
+
+    Mutants: an inversion of other noise, a refinement that stays warm, a variance for its root.
+    """
+    _, _, obs = posterior.simulate(3, torch.Generator().manual_seed(1))
+    for refine in (0, 1):
+        sampler = transport(posterior, refine=refine, tolerance=1e-5)
+        with torch.no_grad():  # let it see what it is given
+            sampler.network.conv_in.weight.normal_(generator=torch.Generator().manual_seed(5))
+        spread = {}
+        for temperature in (1.0, 0.5, 0.0):
+            solver = Amortized(sampler, posterior, temperature=temperature)
+            samples = solver(obs, 200, torch.Generator().manual_seed(2))
+            spread[temperature] = float(samples.x.std(0).mean())
+        assert spread[0.5] == pytest.approx(0.5 * spread[1.0], rel=1e-3)
+        assert spread[0.0] < 1e-6
+        full = Amortized(sampler, posterior, noise=True, temperature=0.5)
+        samples = full(obs, 200, torch.Generator().manual_seed(2))
+        assert float(samples.x.std(0).mean()) == pytest.approx(spread[0.5], rel=0.01)
+    for temperature in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"solver\.temperature must lie in 0 \.\. 1, got"):
+            Amortized(sampler, posterior, temperature=temperature)
+    with pytest.raises(ValueError, match=r"uncorrected samples.*got 0.5 with a.*correct=pcn"):
+        Amortized(sampler, posterior, correct="pcn", temperature=0.5)
+
+
 def test_latents_are_decoded_where_no_noise_is_asked_for(posterior):
     """The same x as that of the noise, for no inversion and no call of f.
 
