@@ -1,10 +1,11 @@
-"""Least squares through a linearised map by a few conjugate gradients, each sample on its own."""
+"""Posterior draws by least squares through a linearised map, each sample on its own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from outsourced.least_squares import least_squares
 
 
 @dataclass(frozen=True)
@@ -36,32 +37,5 @@ def perturbed_fit(at: Linearised, noise: Tensor, steps: int) -> Tensor:
 
     Raises:
         ValueError: steps < 1.
-
-    Source: Hestenes & Stiefel, 1952, section 10 (conjugate gradients for least squares).
     """
-    if steps < 1:
-        raise ValueError(f"a fit takes at least 1 step, got {steps}")
-    rest = -(at.residual + noise)
-    direction = at.pull(rest)
-    found, size = torch.zeros_like(direction), _square(direction)
-    for step in range(steps):
-        image = at.push(direction)
-        # A sample that is at its minimum stands still: 0 / tiny is 0.
-        rate = size / _square(image).clamp_min(1e-30)
-        found = found + _column(rate, found) * direction
-        if step == steps - 1:
-            break
-        rest = rest - _column(rate, rest) * image
-        gradient = at.pull(rest)
-        after = _square(gradient)
-        direction = gradient + _column(after / size.clamp_min(1e-30), found) * direction
-        size = after
-    return found
-
-
-def _square(value: Tensor) -> Tensor:
-    return value.flatten(1).square().sum(1)
-
-
-def _column(value: Tensor, like: Tensor) -> Tensor:
-    return value.reshape(-1, *[1] * (like.ndim - 1))
+    return least_squares(at.push, at.pull, -(at.residual + noise), steps)

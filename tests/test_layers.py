@@ -38,7 +38,7 @@ LAYERS = (
         *("metrics", "data", "figures", "zoo"),
         *("classifiers", "settings", "run", "checkpoint", "annealing", "loggers", "commands"),
     },
-    {"weights", "allocator"},
+    {"weights", "allocator", "least_squares"},
 )
 RANK = {unit: rank for rank, layer in enumerate(reversed(LAYERS)) for unit in layer}
 OUTSIDE = {"train", "sample", "benchmarks"}  # units that lie beside the package, not in it

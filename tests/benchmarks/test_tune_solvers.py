@@ -51,6 +51,35 @@ def test_search_finds_the_peak_within_its_grid() -> None:
     assert len(seen) < 81 * 3 + 9 * 4
 
 
+def test_one_factor_for_all_sizes_is_a_line() -> None:
+    """To the best factor within a quarter of a decade, by three settings at a time.
+
+    Mutant: a grid, sizes that part, a line that does not move on.
+    """
+    seen: list[dict[str, float]] = []
+
+    def values(settings):
+        assert len(settings) == 3
+        seen.extend(settings)
+        return [-((math.log10(sizes["omega"] / 0.1)) ** 2) for sizes in settings]
+
+    found = search(values, {"omega": 10.0, "gamma": 2.0}, 1, 0.0, together=True)
+    assert found == pytest.approx({"omega": 0.1, "gamma": 0.02}, rel=0.01)
+    assert max(abs(sizes["omega"] / sizes["gamma"] - 5) for sizes in seen) < 0.05
+
+
+def test_what_is_installed_is_of_the_nearest_number_of_steps(tmp_path, monkeypatch) -> None:
+    """Mutant: sizes of another task, of the first number of steps, or as they are."""
+    sizes = {"100": {"omega": 2.0}, "500": {"omega": 0.6}}
+    path = tmp_path / "tuned.json"
+    path.write_text(json.dumps({"p": {"psld": {"blur": sizes, "superres": {"9": {"omega": 1}}}}}))
+    monkeypatch.setattr(tune_solvers, "TUNED", path)
+    assert tune_solvers.installed("p", "psld", "blur", 1000) == pytest.approx({"omega": 0.3})
+    assert tune_solvers.installed("p", "psld", "blur", 100) == {"omega": 2.0}
+    with pytest.raises(ValueError, match=r"--near inpaint: tuned.json holds nothing for psld on p"):
+        tune_solvers.installed("p", "psld", "inpaint", 1000)
+
+
 def test_sizes_that_do_not_matter_stay() -> None:
     """Mutant: any gain is followed, down a slope of a millionth of a decibel without end."""
     found = search(lambda many: [1e-6 / s["gamma"] for s in many], {"gamma": 0.1}, 2, 0.01)

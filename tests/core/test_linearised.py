@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from outsourced.least_squares import least_squares
 from outsourced.linearised import Linearised, perturbed_fit
 
 M, D = 7, 4
@@ -77,3 +78,20 @@ def test_a_sample_at_its_minimum_stays_and_zero_steps_are_refused():
     assert torch.equal(perturbed_fit(still, torch.zeros(2, M).double(), 3), torch.zeros(2, 2, 2))
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
         perturbed_fit(at, torch.zeros(2, M), 0)
+
+
+def test_damped_least_squares_are_ridge_regression():
+    """Rows with damping of their own, one of them with none; fewer steps shrink further.
+
+    Mutants: damping in the step length or in the gradient alone, that of the batch, its root.
+    """
+    jacobian, at = problem(3)
+    damping = torch.tensor([0.0, 0.5, 4.0], dtype=torch.float64)
+    right = torch.randn(3, M, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    found = least_squares(at.push, at.pull, right, D, damping).flatten(1)
+    for row in range(3):
+        normal = jacobian.T @ jacobian + damping[row] * torch.eye(D, dtype=torch.float64)
+        exact = torch.linalg.solve(normal, jacobian.T @ right[row])
+        torch.testing.assert_close(found[row], exact, rtol=1e-6, atol=1e-6)
+    early = least_squares(at.push, at.pull, right, 2, damping).flatten(1)
+    assert (early.norm(dim=1) < found.norm(dim=1)).all()

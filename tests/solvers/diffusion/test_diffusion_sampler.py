@@ -23,8 +23,10 @@ from outsourced.solvers.psld import PSLD
 from outsourced.solvers.resample import ReSample
 from outsourced.solvers.step_sizes import step_sizes
 from outsourced.tasks import (
+    Deblur,
     Denoise,
     Inpaint,
+    MotionKernel,
     NonlinearMeasurement,
     Observation,
     RandomPixels,
@@ -312,11 +314,13 @@ def test_tuned_step_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     the ratio at a larger number, times its root at a smaller one, but for a rate.
 
     Mutant: the first number of steps, the nearest difference (400 is nearer to 100 by it), sizes
-    of another prior or task, tuned sizes that win over given ones, a ratio upside down.
+    of another prior or task, published sizes of motions for a blur's, tuned sizes that win over
+    given ones, a ratio upside down.
     """
     sizes = {"100": {"omega": 3.0, "gamma": 0.4}, "1000": {"omega": 0.5, "gamma": 0.06}}
     rate = {"daps": {"inpaint_box": {"100": {"rate": 0.3}}}}
-    table = {"fashion_sd": {"psld": {"inpaint_box": sizes}, **rate}}
+    blur = {"100": {"omega": 0.7, "gamma": 0.2}}
+    table = {"fashion_sd": {"psld": {"inpaint_box": sizes, "blur": blur}, **rate}}
     monkeypatch.setattr("outsourced.solvers.step_sizes._table", lambda: table)
     box, asked = Inpaint((1, 8, 8), sigma=0.1, mask=_box), {"omega": None, "gamma": None}
     ours, other = problem_of(box, "fashion_sd"), problem_of(box, "sd15")
@@ -328,6 +332,8 @@ def test_tuned_step_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert step_sizes("daps", ours, 1000, rate=None) == (0.3,)
     assert step_sizes("psld", other, 100, **asked) == (0.1, 0.01)
     assert step_sizes("gml_dps", ours, 100, **asked) == (0.1, 0.01)
+    motion = problem_of(Deblur((1, 8, 8), MotionKernel(5), 0.1), "fashion_sd")
+    assert step_sizes("psld", motion, 100, **asked) == (0.7, 0.2)  # in want of its own
     small = problem_of(SuperResolution((1, 8, 8), 2, 0.1), "fashion_sd")
     assert step_sizes("psld", small, 100, **asked) == (1.0, 0.1)
 
