@@ -31,7 +31,11 @@ TASKS = (
     *("inpaint", "inpaint_pixels", "superres", "gaussian_deblur", "motion_deblur", "denoise"),
     *("destripe", "compressed_sensing"),
 )
-SHOWN = (("psld, 1000", 1), (AMORTISED, 3))  # columns of the figure, and samples in each
+SHOWN = (
+    ("psld, 1000", 1),
+    (COOLED, 1),
+    (AMORTISED, 3),
+)  # columns of the figure, and samples in each
 QUICK = {"images": 3, "n": 2, "others": 2}
 QUICK_CELLS = {"priors": ("fashion_sd", "fashion_vae"), "tasks": ("inpaint", "superres")}
 FULL_CELLS = {"priors": PRIORS, "tasks": TASKS}
