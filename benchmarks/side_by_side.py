@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.contenders import AMORTISED, Contender
 from benchmarks.driver import add_device, kept
+from benchmarks.reach import REACH, reachable, reached
 from benchmarks.solver_cells import Setting, begin, measure
 from benchmarks.solver_report import REAL
 from benchmarks.tables import Record, write_csv
@@ -53,6 +54,9 @@ def fill(table: Table, contenders: Sequence[Contender], setting: Setting, args: 
     about = {**setting.name, "solver": REAL, "settings": ""}
     if not table.has(about):
         table.put({**about, **setting.judge.truth(setting.posterior, setting.obs)})
+    about = {**about, "solver": REACH}
+    if reachable(setting.posterior) and not table.has(about):
+        table.put({**about, **reached(setting.judge, setting.posterior, setting.obs)})
     where, left_out = " | ".join(map(str, setting.name.values())), []
     for contender in contenders:
         setting.seconds = amortised_seconds(table, setting)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.contenders import AMORTISED
 from benchmarks.driver import told
+from benchmarks.reach import REACH
 from benchmarks.tables import Column, Record, markdown
 
 REAL = "the images themselves"
@@ -76,7 +77,9 @@ def notes(record: Record) -> str:
         "of fashion_features, all weights one (LPIPS's formula on other features). Fréchet: of "
         "sets of one sample an image to the held-out images that were not observed, on the 96 "
         f"features of the same network; {record['images']} images are few for it, so that "
-        f"`{REAL}` do not score 0 but the floor. Residual: root mean square, in units of sigma. "
+        f"`{REAL}` do not score 0 but the floor. Residual: root mean square, in units of sigma; "
+        f"`{REACH}`: the images of the prior's decoder that a search found to fit y best, noise "
+        "included, whatever the prior says of them; samplers have larger residuals. "
         "Std: of the samples of one observation, root mean square over pixels. Calls are a "
         "sample's: f, and below it evaluations of the diffusion network and of the decoder, "
         "forward (with those that checkpointing repeats) and backward; those of a trained "

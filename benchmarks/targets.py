@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.contenders import AMORTISED, COOLED, DISTILLED
+from benchmarks.reach import REACH
 from benchmarks.solver_report import REAL, SLOW
 from benchmarks.tables import Record
 
@@ -26,7 +27,7 @@ def figure(row: Record | None, name: str) -> float | None:
 
 def per_instance(rows: Iterable[Record]) -> list[Record]:
     """The rows of solvers that were not trained for the task."""
-    ours = (AMORTISED, DISTILLED, REAL)
+    ours = (AMORTISED, DISTILLED, REAL, REACH)
     return [row for row in rows if not str(row["solver"]).startswith(ours)]
 
 
