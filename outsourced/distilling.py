@@ -38,13 +38,11 @@ def student_config(
         raise ValueError("distill=... needs the number of steps of the student: sampler.steps=4")
     sampler = _base(teacher["sampler"])
     student = config | {name: teacher[name] for name in SAME} | {"objective": OBJECTIVE}
-    student["sampler"] = _chosen(sampler, config["sampler"], "sampler", chosen)
-    kinds = [str(one["_target_"]).split(".")[-1] for one in (student["sampler"], sampler)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(
-            f"distill={config['distill']} is a {kinds[1]}, and so is its student; leave "
-            "sampler=... out, and give sampler.steps=... alone"
-        )
+    if "sampler" in chosen:
+        _check_kind(config, sampler)
+    # Of a transport the group says no more than where the keys come from.
+    own = [name for name in chosen if name != "sampler" or not _is_transport(sampler)]
+    student["sampler"] = _chosen(sampler, config["sampler"], "sampler", own)
     student["data"] = _chosen(config["data"] | teacher["data"], config["data"], "data", chosen)
     student["trainer"] = config["trainer"] | {
         "anchor_steps": 0,  # the teacher's anchors are trained
@@ -57,9 +55,23 @@ def student_config(
     return student
 
 
+def _is_transport(sampler: dict[str, Any]) -> bool:
+    return str(sampler["_target_"]).endswith(".NoiseTransport")
+
+
+def _check_kind(config: dict[str, Any], teacher: dict[str, Any]) -> None:
+    """Refuse the sampler group of another kind than the teacher's."""
+    kinds = [str(one["_target_"]).split(".")[-1] for one in (config["sampler"], teacher)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"distill={config['distill']} is a {kinds[1]}, and so is its student, got a "
+            f"{kinds[0]}; choose sampler={'transport' if _is_transport(teacher) else 'default'}"
+        )
+
+
 def _base(sampler: dict[str, Any]) -> dict[str, Any]:
     """A teacher's sampler settings; those of a path sampler with the grid of its times."""
-    if sampler["_target_"].endswith(".NoiseTransport"):
+    if _is_transport(sampler):
         return sampler
     base = {"grid": None, "components": 1} | sampler
     return base | {"grid": base["grid"] or sampler["steps"]}

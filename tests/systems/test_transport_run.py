@@ -76,9 +76,12 @@ def test_students_carry_noise_where_their_teacher_does(transport, train, sample)
     few += ("logger=none", "lightning.accelerator=cpu", "+lightning.enable_progress_bar=false")
     few += ("trainer=transport_student", "trainer.max_steps=30", "trainer.evaluate_every=0")
     student = ("distill=whole", "sampler.steps=1")
-    answer = train(*student, *few, tiny=False)
+    learn = (*student, "sampler=transport", "sampler.refine=1")
+    answer = train(*learn, *few, tiny=False)
     assert answer.code == 0, answer.error
-    assert (load_run("whole-1").sampler.steps, load_run("whole").sampler.steps) == (1, 2)
+    own, its = load_run("whole-1").sampler, load_run("whole").sampler
+    assert (own.steps, own.refine, its.steps, its.refine) == (1, 1, 2, 2)
+    assert own.encoder.head.in_channels == 8  # the teacher's width, not the group's
     apart = {}
     teacher, learned = load_run("whole"), load_run("whole-1")
     _, _, obs = teacher.posterior.simulate(16, torch.Generator().manual_seed(0))
@@ -97,7 +100,7 @@ def test_students_carry_noise_where_their_teacher_does(transport, train, sample)
     assert apart["learned"] < 0.8 * apart["inherited"]
     assert sample("run=whole-1", "n=2", "observations=1").code == 0
     answer = train(*student, "sampler=default", *few, tiny=False)
-    assert "distill=whole is a NoiseTransport, and so is its student" in answer.error
+    assert "is a NoiseTransport, and so is its student, got a NoiseSampler" in answer.error
 
 
 def test_lessons_of_a_transport_are_of_real_images_too(tmp_path) -> None:
