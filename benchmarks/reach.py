@@ -30,7 +30,7 @@ def reachable(posterior: Posterior) -> bool:
 def best_fit(posterior: Posterior, obs: Observation, rounds: int = ROUNDS) -> Tensor:
     """Latents (B, *noise_shape) of small residual, by Gauss-Newton steps without a prior.
 
-    They fit the noise as well as the image, so that their residual is a bound for samplers.
+    They fit the noise as well as the image; the search is a local one.
     """
     best = posterior.latent_estimate(obs)
     assert best is not None
