@@ -7,7 +7,7 @@
 For each task, solver and number of steps it runs a full grid of step sizes, half a decade apart and
 two decades to each side of the start in `SEARCHES`, moves it while the best setting lies on its
 border, and ends with grids of a quarter of a decade. All images and settings of a grid run at once.
-Another number of steps starts at the best of the first, over the ratio of the steps, half a decade
+Another number of steps starts at the best of the first, scaled as the solvers do, half a decade
 to each side. Better is a higher PSNR of single samples against the truth by more
 than `TOLERANCE`, or, with --metric residual, a residual nearer to sigma. Validation images are the
 last of the held-out ones, which the tables, that use the first, never see. Every setting that was
@@ -39,7 +39,7 @@ from outsourced.posterior import Posterior
 from outsourced.run import write_text
 from outsourced.solvers.base import tile
 from outsourced.solvers.diffusion_sampler import DiffusionSampler
-from outsourced.solvers.step_sizes import FREE_OF_STEPS, TUNED, scaled, task_name
+from outsourced.solvers.step_sizes import TUNED, scale, scaled, task_name
 from outsourced.tasks.base import Observation
 
 SECTION = "tune_solvers"
@@ -166,8 +166,8 @@ def tune_all(name: str, task: str, data: Any, trials: Trials, args: argparse.Nam
         best.append(tune(name, task, steps, start, data, trials, args))
         following = args.steps[min(len(best), len(args.steps) - 1)]
         sizes = {k: float(str(best[-1][k])) for k in start[0]}
-        scale = 1.0 if name in FREE_OF_STEPS else steps / following
-        start = {k: v * scale for k, v in sizes.items()}, NARROW
+        factor = scale(name, steps, following)
+        start = {k: v * factor for k, v in sizes.items()}, NARROW
     return best
 
 

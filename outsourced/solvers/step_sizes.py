@@ -135,9 +135,14 @@ def scaled(known: Mapping[str, Mapping[str, Sizes]], method: str, task: str, ste
     if not found:
         return {}
     nearest = min(found, key=lambda number: abs(math.log(int(number) / steps)))
-    ratio = 1.0 if method in FREE_OF_STEPS else int(nearest) / steps
-    scale = min(ratio, math.sqrt(ratio))
-    return {name: scale * size for name, size in found[nearest].items()}
+    factor = scale(method, int(nearest), steps)
+    return {name: factor * size for name, size in found[nearest].items()}
+
+
+def scale(method: str, known: int, steps: int) -> float:
+    """Sizes of a method at a number of steps over those at a known one."""
+    ratio = 1.0 if method in FREE_OF_STEPS else known / steps
+    return min(ratio, math.sqrt(ratio))
 
 
 @cache
