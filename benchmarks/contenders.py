@@ -72,6 +72,11 @@ class Contender:
         return self.amortised and "correct" not in self.settings
 
     @property
+    def estimate(self) -> bool:
+        """Whether its images are estimates, and no draws of the posterior."""
+        return bool(self.mean) or self.settings.get("temperature", 1) != 1
+
+    @property
     def slow(self) -> bool:
         """Whether it is a diffusion sampler of as many steps as its authors take."""
         return self.settings.get("steps") == LONG

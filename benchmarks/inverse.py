@@ -31,11 +31,8 @@ TASKS = (
     *("inpaint", "inpaint_pixels", "superres", "gaussian_deblur", "motion_deblur", "denoise"),
     *("destripe", "compressed_sensing"),
 )
-SHOWN = (
-    ("psld, 1000", 1),
-    (COOLED, 1),
-    (AMORTISED, 3),
-)  # columns of the figure, and samples in each
+# Columns of the figure, and samples in each.
+SHOWN = (("psld, 1000", 1), (COOLED, 1), (AMORTISED, 3))
 QUICK = {"images": 3, "n": 2, "others": 2}
 QUICK_CELLS = {"priors": ("fashion_sd", "fashion_vae"), "tasks": ("inpaint", "superres")}
 FULL_CELLS = {"priors": PRIORS, "tasks": TASKS}
@@ -58,14 +55,13 @@ def chosen(args: argparse.Namespace) -> list[Contender]:
 
 def _sized(contender: Contender, args: argparse.Namespace) -> Contender:
     contender = contender.quick() if args.quick else contender
-    drawn = not contender.mean and contender.name != COOLED  # not so estimates
-    calibrated = drawn and (contender.amortised or args.calibrate == "all")
+    judged = contender.amortised or args.calibrate == "all"
     cheap = contender.amortised or (contender.shared and not contender.limited)
     return replace(
         contender,
         samples=contender.samples or (args.n if cheap else args.others),
         timing=contender.samples or args.others,
-        calibrated=calibrated,
+        calibrated=judged and not contender.estimate,
     )
 
 

@@ -233,7 +233,7 @@ def measure(
     if contender.plain:
         record |= timed(solver, setting, contender.timing or n, args)
     draws = samples.x[:1, :SHOWN]
-    if contender.plain and not contender.mean:
+    if contender.plain and not contender.estimate:
         draws = solver(obs[:SHOWN], SPREAD, generator_of(args)).x
     store(args.runs, about, obs, draws)
     return record

@@ -132,9 +132,15 @@ class Losses:
     ) -> Result:
         """Forward KL on the teacher's draws, whose observations may be of real images too."""
         assert self.teacher is not None
-        _, obs, images = self._fresh(batch, count, observations, cpu)
-        obs = obs if images is None else Observation.cat([obs, images])
+        obs = self._lesson(batch, count, observations, cpu)
         return self._likelihood(self.teacher(obs, self.draws, device), obs, "teacher", device)
+
+    def _lesson(
+        self, batch: dict[str, Any], count: int, observations: str, cpu: torch.Generator
+    ) -> Observation:
+        """Observations that a teacher is asked about, of simulated data and of real images."""
+        _, obs, images = self._fresh(batch, count, observations, cpu)
+        return obs if images is None else Observation.cat([obs, images])
 
     def _likelihood(
         self, ends: Tensor, obs: Observation, name: str, device: torch.Generator

@@ -57,8 +57,7 @@ class MatchingLosses(Losses):
         """Squared distance of the latents that a teacher and its student carry the same noise to
         (Luhman & Luhman, 2021, arXiv 2101.02388); observations may be of real images, too."""
         teacher: Any = self.teacher
-        _, obs, images = self._fresh(batch, count, observations, cpu)
-        obs = obs if images is None else Observation.cat([obs, images])
+        obs = self._lesson(batch, count, observations, cpu)
         own = self.sampler.encode(obs).repeat(self.draws)
         shape = (len(own.obs), *self.sampler.noise_shape)
         noise = torch.randn(shape, generator=device, device=obs.y.device)

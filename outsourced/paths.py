@@ -5,8 +5,7 @@ the other three set how many of the n paths each contributes; those three start 
 point and are noised backward, and their own weights set how many of the B observations are fresh
 (`simulated`: the z that made y, an exact posterior draw) or come from the buffer (`replay`: its
 best draws; `refined`: its draws after a few Markov moves). Fresh observations of real images have
-no known end point, their share of the n paths is drawn on-policy; they enter the buffer and return
-from it with one.
+no known end point: their paths are drawn on-policy; from the buffer they return with one.
 """
 
 from dataclasses import dataclass

@@ -93,7 +93,8 @@ class Amortized:
             corrections.check_twist(sampler)
         self.sampler, self.posterior = sampler, posterior
         self.correct, self.candidates, self.step = correct, candidates, step
-        self.noise, self.temperature = noise, temperature
+        self.noise = noise
+        self.options = {} if temperature == 1 else {"temperature": temperature}
         self.moves = MOVES if moves is None else moves
         self.chunk = posterior.chunk if chunk is None else chunk
 
@@ -175,8 +176,7 @@ class Amortized:
         self, obs: Observation, n: int, proposals: int, generator: torch.Generator | None
     ) -> Draws:
         context = self.sampler.encode(obs, max(n, proposals))
-        how = context, generator, self.temperature
-        target = Target(self.sampler, self.posterior, obs, *how)
+        target = Target(self.sampler, self.posterior, obs, context, generator, self.options)
         if self.correct is None:
             known = self.noise or self.sampler.weighted
             return target.propose(n) if known else target.propose_data(n)

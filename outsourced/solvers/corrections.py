@@ -7,6 +7,7 @@ so that effective sample size and evidence can be reported after any correction.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +53,7 @@ class Target:
         obs: B observations.
         context: of the sampler.
         generator: source of randomness.
-        temperature: of the draws of a transport.
+        options: of every draw, such as a transport's temperature.
     """
 
     sampler: NoiseSampler | NoiseTransport
@@ -60,13 +61,11 @@ class Target:
     obs: Observation
     context: Context
     generator: torch.Generator | None
-    temperature: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def propose(self, m: int) -> Draws:
         """m draws of the sampler with log_weight = beta log r - log_ratio of their paths."""
-        how: Any = {"context": self.context}
-        if isinstance(self.sampler, NoiseTransport):
-            how["temperature"] = self.temperature
+        how = {"context": self.context, **self.options}
         path = self.sampler.forward_path(self.obs, m, self.generator, **how)
         x, log_reward = self.evaluate(path.end)
         if path.log_ratio is None:
@@ -76,7 +75,7 @@ class Target:
     def propose_data(self, m: int) -> Draws:
         """m draws of a transport as data alone, decoded from their latents."""
         assert isinstance(self.sampler, NoiseTransport)
-        _, h = self.sampler.draw(self.obs, m, self.generator, self.context, self.temperature)
+        _, h = self.sampler.draw(self.obs, m, self.generator, self.context, **self.options)
         x = self.posterior.decode_latents(h.flatten(0, 1)).unflatten(0, h.shape[:2])
         return Draws(h[:0], x, x.new_empty(0, len(self.obs)))
 

@@ -26,9 +26,9 @@ Sizes = Mapping[str, float]
 TUNED = Path(__file__).with_name("tuned.json")
 ANY = "any task"
 # Guidance adds up over the steps, so that more of them want shorter ones, over the ratio of their
-# numbers: the searches at 1000 steps found 0.06 to 0.18 of the sizes at 100. Fewer ones want longer
-# ones, here by the root of the ratio, a guess: steps that are too long diverge. Not so a variance
-# or a rate.
+# numbers: the searches in docs/tune_solvers*.csv found 0.06 to 0.18 of the sizes at 100 for 1000.
+# Fewer ones want longer ones, here by the root of the ratio, a guess: steps that are too long
+# diverge. Not so a variance or a rate.
 FREE_OF_STEPS = ("resample", "daps")
 _STRONG, _WEAK = {"omega": 1.0, "gamma": 0.1}, {"omega": 0.1, "gamma": 0.01}
 _LATENT = {
