@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Steps of each phase; the later half is timed, for the first ones start things up. The longer probe
 # follows where it takes less than so many seconds.
 PROBES, PATIENCE = (8, 40), 60.0
-QUICKLY, SMALL = ("data.bank_size=256",), {"lookup": 128}  # the latter of samplers that have it
+QUICKLY, SMALL = ("data.bank_size=256",), {"lookup": 128, "axes": 64}  # if a sampler has it
 
 
 @dataclass(frozen=True)

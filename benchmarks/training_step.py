@@ -90,7 +90,7 @@ class Step:
         path = self.sampler.forward_path(obs, 1, generators[1])
 
         def balance() -> Tensor:
-            return losses.balance(batch, BATCH, "simulated", *generators)[0]
+            return losses.balance(batch, BATCH, *generators)[0]
 
         def update() -> None:
             optimizer.zero_grad()

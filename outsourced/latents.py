@@ -12,6 +12,7 @@ from outsourced.linearised import Linearised
 from outsourced.priors.base import Prior
 from outsourced.tasks.base import Observation, Task
 from outsourced.tasks.measurement import Measurement
+from outsourced.tasks.linear_estimate import DataGaussian, linear_estimate
 from outsourced.tasks.ridge import ridge_estimate
 
 
@@ -75,12 +76,32 @@ class LatentView(ABC):
             return False
         return task.linear or task.measurement_shape == self.prior.data_shape
 
-    def latent_estimate(self, obs: Observation) -> Tensor | None:
-        """Latents (B, *noise_shape) of a diffusion prior for what a solver without a prior makes
-        of y: the ridge estimate of x, or y itself; None where it makes nothing of it."""
+    def latent_estimate(
+        self, obs: Observation, about: DataGaussian | None = None
+    ) -> Tensor | None:
+        """Latents (B, *noise_shape) of a diffusion prior for what a linear solver makes of y.
+
+        That is the best linear estimate of x under a Gaussian, or the ridge estimate; y itself of
+        measurements that are not linear; None where there is no such thing.
+
+        Args:
+            obs: B observations.
+            about: The Gaussian of x.
+        """
         if not self.estimates_latents:
             return None
-        prior, task = self.prior, self.task
-        view = ridge_estimate(task, obs) if task.linear else obs.y  # type: ignore[arg-type]
-        view = view.clamp(-1, 1)
-        return prior.encode(view) if hasattr(prior, "encode") else view  # type: ignore[operator]
+        task = self.task
+        if not task.linear:
+            view = obs.y
+        elif about is None:
+            view = ridge_estimate(task, obs)  # type: ignore[arg-type]
+        else:
+            view = linear_estimate(task, obs, about)  # type: ignore[arg-type]
+        return self.encode_images(view.clamp(-1, 1))
+
+    @torch.no_grad()
+    def encode_images(self, x: Tensor) -> Tensor:
+        """Latents (B, *noise_shape) of images (B, *data_shape); a diffusion of pixels has them for
+        latents."""
+        encode: Any = getattr(self.prior, "encode", None)
+        return x if encode is None else encode(x)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 Map = Callable[[Tensor], Tensor]
+ROUNDING = 16.0  # a gradient's relative rounding error, in units of the type's own
 
 
 def least_squares(
@@ -30,11 +31,12 @@ def least_squares(
     weight = right.new_zeros(len(right)) if damping is None else damping
     direction, rest = pull(right), right
     found, size = torch.zeros_like(direction), _square(direction)
+    # Below it a gradient is rounding, and steps along it would walk away from the minimum.
+    floor = (ROUNDING * torch.finfo(size.dtype).eps) ** 2 * size
     for step in range(steps):
         image = push(direction)
         curvature = _square(image) + weight * _square(direction)
-        # A row that is at its minimum stands still: 0 / tiny is 0.
-        rate = size / curvature.clamp_min(1e-30)
+        rate = size / curvature.clamp_min(1e-30) * (size > floor)
         found = found + _column(rate, found) * direction
         if step == steps - 1:
             break

@@ -15,6 +15,7 @@ from outsourced.sampler import NoiseSampler, Path
 from outsourced.tasks.base import Observation
 
 Result = tuple[Tensor, dict[str, float]]
+REAL = {"simulated": 0.0, "mixed": 0.5, "images": 1.0}  # shares of observations of real images
 
 
 class Losses:
@@ -27,6 +28,8 @@ class Losses:
         denoising_steps: Kernels scored for each pair of a likelihood step.
         teacher: Whose draws `distil` learns from.
         draws: Of the teacher for each observation.
+        observations: Whose y balance steps and students see: `simulated`, real `images`, or
+            `mixed`, half of each.
 
     Raises:
         ValueError: The objective needs what the sampler or the posterior does not have.
@@ -41,8 +44,9 @@ class Losses:
         denoising_steps: int,
         teacher: NoiseSampler | None = None,
         draws: int = 1,
+        observations: str = "simulated",
     ):
-        self.teacher, self.draws = teacher, draws
+        self.teacher, self.draws, self.observations = teacher, draws, observations
         self.sampler, self.posterior = sampler, posterior
         self.objective, self.mixture = objective, mixture
         self.denoising_steps = denoising_steps
@@ -123,23 +127,16 @@ class Losses:
         return self._likelihood(z[None], obs, "simulated", device)
 
     def distil(
-        self,
-        batch: dict[str, Any],
-        count: int,
-        observations: str,
-        cpu: torch.Generator,
-        device: torch.Generator,
+        self, batch: dict[str, Any], count: int, cpu: torch.Generator, device: torch.Generator
     ) -> Result:
         """Forward KL on the teacher's draws, whose observations may be of real images too."""
         assert self.teacher is not None
-        obs = self._lesson(batch, count, observations, cpu)
+        obs = self._lesson(batch, count, cpu)
         return self._likelihood(self.teacher(obs, self.draws, device), obs, "teacher", device)
 
-    def _lesson(
-        self, batch: dict[str, Any], count: int, observations: str, cpu: torch.Generator
-    ) -> Observation:
+    def _lesson(self, batch: dict[str, Any], count: int, cpu: torch.Generator) -> Observation:
         """Observations that a teacher is asked about, of simulated data and of real images."""
-        _, obs, images = self._fresh(batch, count, observations, cpu)
+        _, obs, images = self._fresh(batch, count, cpu)
         return obs if images is None else Observation.cat([obs, images])
 
     def _likelihood(
@@ -158,11 +155,10 @@ class Losses:
         return loss, figures
 
     def _fresh(
-        self, batch: dict[str, Any], count: int, observations: str, cpu: torch.Generator
+        self, batch: dict[str, Any], count: int, cpu: torch.Generator
     ) -> tuple[Tensor, Observation, Observation | None]:
         """z and observations of simulated data, and observations of real images, if any."""
-        share = {"simulated": 0.0, "mixed": 0.5, "images": 1.0}[observations]
-        real = round(share * count)
+        real = round(REAL[self.observations] * count)
         z, obs = self._observe(batch, count - real, cpu)
         if not real:
             return z, obs, None
@@ -170,15 +166,10 @@ class Losses:
         return z, obs, self.posterior.task.sample(pictures, generator=cpu)  # type: ignore[operator]
 
     def balance(
-        self,
-        batch: dict[str, Any],
-        groups: int,
-        observations: str,
-        cpu: torch.Generator,
-        device: torch.Generator,
+        self, batch: dict[str, Any], groups: int, cpu: torch.Generator, device: torch.Generator
     ) -> Result:
         """The objective on n paths for each of `groups` observations."""
-        z, obs, images = self._fresh(batch, groups, observations, cpu)
+        z, obs, images = self._fresh(batch, groups, cpu)
         plan = self.mixture.plan(z, obs, images, cpu)
         if "path_gradient" in self.objective.needs:
             return self._reverse(plan.obs, device)

@@ -1,5 +1,5 @@
-"""Training losses of transports: denoising of simulated latents, regression of the encoder, and
-the endpoints of a teacher."""
+"""Training losses of transports: denoising of latents, regression of the encoder, and the endpoints
+of a teacher."""
 
 from typing import Any
 
@@ -13,7 +13,11 @@ from outsourced.transport import NoiseTransport
 
 
 class MatchingLosses(Losses):
-    """The loss of a transport: denoising of the latents of simulated pairs.
+    """The loss of a transport: denoising of latents beside observations of their images.
+
+    Of simulated pairs the latents are posterior draws. Of real images, if `observations` has some,
+    they are what the prior's encoder makes of them: then samples also allow for what the decoder
+    cannot show, and follow the images' own frequencies in that share.
 
     Attributes:
         latents: Of the rows of the bank, set before the first step.
@@ -40,24 +44,19 @@ class MatchingLosses(Losses):
     def likelihood(
         self, batch: dict[str, Any], count: int, cpu: torch.Generator, device: torch.Generator
     ) -> Result:
-        """Denoising score matching on simulated pairs."""
+        """Denoising score matching on pairs of latents and observations."""
         h, obs = self._latents(batch, count, cpu)
         loss = self.sampler.matching_loss(h, obs, self.denoising_steps, device).mean()
         value = float(loss.detach())
         return loss, {"loss": value, "loss/simulated": value}
 
     def distil(
-        self,
-        batch: dict[str, Any],
-        count: int,
-        observations: str,
-        cpu: torch.Generator,
-        device: torch.Generator,
+        self, batch: dict[str, Any], count: int, cpu: torch.Generator, device: torch.Generator
     ) -> Result:
         """Squared distance of the latents that a teacher and its student carry the same noise to
         (Luhman & Luhman, 2021, arXiv 2101.02388); observations may be of real images, too."""
         teacher: Any = self.teacher
-        obs = self._lesson(batch, count, observations, cpu)
+        obs = self._lesson(batch, count, cpu)
         own = self.sampler.encode(obs).repeat(self.draws)
         shape = (len(own.obs), *self.sampler.noise_shape)
         noise = torch.randn(shape, generator=device, device=obs.y.device)
@@ -71,6 +70,12 @@ class MatchingLosses(Losses):
     def _latents(
         self, batch: dict[str, Any], count: int, cpu: torch.Generator
     ) -> tuple[Tensor, Observation]:
-        z, obs = self._observe(batch, count, cpu)
+        """Latents of the bank's rows, and of what the encoder makes of real images, and
+        observations of the images behind them."""
+        z, obs, images = self._fresh(batch, count, cpu)
         self._ends = (z, obs)
-        return self.latents[batch["rows"][:count]].to(z), obs
+        latents = self.latents[batch["rows"][: len(z)]].to(z)
+        if images is None:
+            return latents, obs
+        encoded = self.posterior.encode_images(batch["images"][: len(images)].to(z))
+        return torch.cat([latents, encoded]), Observation.cat([obs, images])

@@ -53,7 +53,7 @@ class StepData(Dataset):
         z, x = self.bank.rows(rows)
         item: dict[str, Any] = {"step": step, "rows": rows, "z": z, "x": x}
         if self.images is not None:
-            rows = torch.randint(len(self.images), (s.groups,), generator=generator)
+            rows = torch.randint(len(self.images), (count,), generator=generator)
             item["images"] = self.images[rows]
         return item
 

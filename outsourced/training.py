@@ -27,6 +27,8 @@ from outsourced.sampler import NoiseSampler
 from outsourced.settings import Settings
 from outsourced.transport import NoiseTransport
 
+MOMENTS = 4096  # draws of the prior behind the mean and covariance of a first estimate
+
 
 class SamplerTraining(lightning.LightningModule):
     """Warm start by likelihood, then an off-policy objective on a mixture of paths.
@@ -61,8 +63,9 @@ class SamplerTraining(lightning.LightningModule):
         self.sampler, self.settings, self.evaluate = sampler, settings, evaluate
         self.target_beta = posterior.beta
         steps, draws = settings.denoising_steps, settings.teacher_draws
+        seen = settings.observations
         kind = MatchingLosses if isinstance(sampler, NoiseTransport) else Losses
-        self.losses = kind(sampler, posterior, objective, mixture, steps, teacher, draws)
+        self.losses = kind(sampler, posterior, objective, mixture, steps, teacher, draws, seen)
         self.average = {k: v.detach().clone() for k, v in sampler.state_dict().items()}
         self.steps_done, self.skipped, self.skipped_in_row = 0, 0, 0
         self.seconds = 0.0
@@ -84,19 +87,35 @@ class SamplerTraining(lightning.LightningModule):
     def store(self, bank: PairBank) -> int:
         """Give the sampler the first draws of the bank to look up; returns how many.
 
-        A transport gets the latents of all of them instead, to learn from.
+        A transport gets the latents of all of them instead, to learn from, and their moments.
+
+        Raises:
+            ValueError: The bank is too small for the transport's principal axes.
         """
         if isinstance(self.losses, MatchingLosses):
-            prior, device = self._posterior.prior, self._posterior.device
-            make: Any = prior.denoise
-            self.losses.latents = bank.column("latents", lambda z: make(z.to(device)))
+            self._store_latents(self.losses, bank)
         if self.sampler.anchoring is None:
             return 0
         lookup = self.sampler.anchoring.lookup
         lookup.fill(*bank.rows(torch.arange(min(len(lookup), len(bank)))))
         self.sampler.control.open()
-        self.average |= {k: v.clone() for k, v in self.sampler.state_dict().items()}
+        self._average_anew()
         return len(lookup)
+
+    def _store_latents(self, losses: MatchingLosses, bank: PairBank) -> None:
+        about, prior, device = losses.sampler.about, self._posterior.prior, self._posterior.device
+        if about is not None:
+            if len(bank) <= len(about.axes):
+                raise ValueError(
+                    f"data.bank_size must be > sampler.axes = {len(about.axes)}, got {len(bank)}"
+                )
+            about.fill(bank.rows(torch.arange(min(MOMENTS, len(bank))))[1])
+            self._average_anew()
+        make: Any = prior.denoise
+        losses.latents = bank.column("latents", lambda z: make(z.to(device)))
+
+    def _average_anew(self) -> None:
+        self.average |= {k: v.clone() for k, v in self.sampler.state_dict().items()}
 
     def on_fit_start(self) -> None:
         self._posterior.to(self.device)
@@ -153,7 +172,7 @@ class SamplerTraining(lightning.LightningModule):
             else:
                 loss, self._figures = self._likelihood(batch, cpu, device)
             return loss
-        loss, self._figures = self.losses.balance(batch, s.groups, s.observations, cpu, device)
+        loss, self._figures = self.losses.balance(batch, s.groups, cpu, device)
         if s.likelihood_weight:
             extra, figures = self.losses.likelihood(batch, s.batch, cpu, device)
             loss = loss + s.likelihood_weight * extra
@@ -164,10 +183,8 @@ class SamplerTraining(lightning.LightningModule):
     def _likelihood(
         self, batch: dict[str, Any], cpu: torch.Generator, device: torch.Generator
     ) -> Result:
-        count, observations = self.settings.batch, self.settings.observations
-        if self.losses.teacher is None:
-            return self.losses.likelihood(batch, count, cpu, device)
-        return self.losses.distil(batch, count, observations, cpu, device)
+        learn = self.losses.likelihood if self.losses.teacher is None else self.losses.distil
+        return learn(batch, self.settings.batch, cpu, device)
 
     def _anneal(self) -> None:
         beta, scored = self._posterior.beta, self.losses.scored

@@ -23,6 +23,7 @@ from outsourced.levels import MOST, Levels
 from outsourced.linearised import Linearised, perturbed_fit
 from outsourced.scoring import Path
 from outsourced.tasks.base import Observation
+from outsourced.tasks.linear_estimate import DataGaussian
 
 SCHEDULERS = ("ddim", "flow_match_euler")  # they visit times that the network was trained at
 REGRESSION = 0.1  # weight of the encoder's own loss beside the network's
@@ -38,7 +39,9 @@ class DiffusionProblem(Protocol):
     estimates_latents: bool
 
     def linearise_latents(self, h: Tensor, obs: Observation) -> Linearised: ...
-    def latent_estimate(self, obs: Observation) -> Tensor | None: ...
+    def latent_estimate(
+        self, obs: Observation, about: DataGaussian | None = None
+    ) -> Tensor | None: ...
     def features(self, obs: Observation) -> Tensor: ...
 
 
@@ -56,10 +59,13 @@ class NoiseTransport(nn.Module):
             has the whole way. In much noise a posterior looks Gaussian, in little it does not
             matter which one it is.
         refine: Conjugate gradients of `perturbed_fit` from the draws of G_y, which each take a
-            product with the Jacobian of the decoder and one with its transpose. 0 for black boxes.
+            product with the Jacobian of the decoder and one with its transpose; a list of them for
+            several fits, each about the end of the one before. 0 for black boxes.
         tolerance: At which a step of the inversion has converged, in standard deviations of the
             noise; smaller ones take more network calls.
         width: Hidden channels of the observation encoder.
+        axes: Principal axes of the Gaussian of x that the first estimate of linear measurements
+            supposes; each takes the memory of an image. By default that is the ridge estimate.
 
     Raises:
         ValueError: The prior is no diffusion with a U-Net and a one-step scheduler, or numbers are
@@ -76,26 +82,21 @@ class NoiseTransport(nn.Module):
         conditioning: DiffusionProblem,
         steps: int | None = None,
         between: tuple[float, float] | None = None,
-        refine: int = 0,
+        refine: int | Sequence[int] = 0,
         tolerance: float = 0.001,
         width: int = 128,
+        axes: int | None = None,
     ):
         super().__init__()
         if tolerance <= 0:
             raise ValueError(f"sampler.tolerance must be > 0, got {tolerance}")
-        if refine < 0:
-            raise ValueError(f"sampler.refine must be >= 0 steps, got {refine}")
-        if refine and conditioning.black_box is not None:
-            raise ValueError(
-                f"sampler.refine={refine} needs the gradient of log r, but "
-                f"{conditioning.black_box} is a black box; use sampler.refine=0"
-            )
-        prior = conditioning.prior
+        prior, self.refine = conditioning.prior, fits(refine, conditioning)
         _check_prior(prior)
         self.levels, self.second_order = _levels(prior, steps, between), steps is not None
         self.steps, self.handed = len(self.levels) - (between is not None), between is not None
         self._problem = (conditioning,)  # a tuple hides the frozen prior from state_dict
-        self.noise_shape, self.refine, self.tolerance = tuple(noise_shape), refine, tolerance
+        self.noise_shape, self.tolerance = tuple(noise_shape), tolerance
+        self.about = None if axes is None else DataGaussian(prior.data_shape, axes)
         shapes = tuple(feature_shape), self.noise_shape
         self.encoder = ObservationEncoder(*shapes, conditioning.estimates_latents, width)
         channels = self.noise_shape[0]
@@ -109,7 +110,7 @@ class NoiseTransport(nn.Module):
     def encode(self, obs: Observation, paths: int | None = None) -> Context:
         """Everything that is computed once per observation, whatever the number of paths."""
         with torch.no_grad():
-            estimate = self.conditioning.latent_estimate(obs)
+            estimate = self.conditioning.latent_estimate(obs, self.about)
         return Context(self.encoder(self.conditioning.features(obs), estimate), obs)
 
     def latents(self, noise: Tensor, context: Context) -> Tensor:
@@ -147,6 +148,7 @@ class NoiseTransport(nn.Module):
         generator: torch.Generator | None = None,
         context: Context | None = None,
         temperature: float = 1.0,
+        refine: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Noise and the latents that it is carried to, (n, B, *noise_shape) each, in chunks.
 
@@ -156,7 +158,9 @@ class NoiseTransport(nn.Module):
             generator: Source of randomness.
             context: `encode(obs)`, if at hand.
             temperature: Standard deviation of the noise, and of that of the refinement.
+            refine: Conjugate gradients of each fit, in the place of the sampler's own.
         """
+        rounds = self.refine if refine is None else refine
         context = (self.encode(obs) if context is None else context).repeat(n)
         like, rows = context.embedding, n * len(obs)
 
@@ -165,14 +169,15 @@ class NoiseTransport(nn.Module):
             return temperature * torch.randn((rows, *shape), **options)
 
         noise = normal(*self.noise_shape)
-        shifts = normal(obs.y[0].numel()) if self.refine else None
+        shifts = normal(obs.y[0].numel()) if rounds else None
         ends = []
         for piece in torch.arange(rows, device=like.device).split(self.conditioning.chunk):
             part = context.select(piece)
             h = self.latents(noise[piece], part)
-            if shifts is not None:
+            for steps in rounds:
+                assert shifts is not None
                 at = self.conditioning.linearise_latents(h, part.obs)
-                h = h + perturbed_fit(at, shifts[piece], self.refine)
+                h = h + perturbed_fit(at, shifts[piece], steps)
             ends.append(h)
         shape = (n, len(obs))
         return noise.unflatten(0, shape), torch.cat(ends).unflatten(0, shape)
@@ -184,10 +189,10 @@ class NoiseTransport(nn.Module):
         n: int,
         generator: torch.Generator | None = None,
         context: Context | None = None,
-        temperature: float = 1.0,
+        **options: Any,
     ) -> Path:
         """Noise and the z that it is carried to, n for each of B observations; as `draw`."""
-        noise, latents = self.draw(obs, n, generator, context, temperature)
+        noise, latents = self.draw(obs, n, generator, context, **options)
         flat, ends = latents.flatten(0, 1), []
         for h in flat.split(self.conditioning.chunk):
             z, calls = self.conditioning.prior.invert(h, self.tolerance)
@@ -228,6 +233,30 @@ class NoiseTransport(nn.Module):
             error = output - self.levels.output(h, noise, level)
             total = total + error.square().flatten(1).mean(1)
         return total / steps + REGRESSION * gaussian_loss(*self.encoder.gaussian(embedding), h)
+
+
+def fits(
+    refine: int | Sequence[int], problem: DiffusionProblem, name: str = "sampler.refine"
+) -> tuple[int, ...]:
+    """Conjugate gradients of each fit of a refinement.
+
+    Args:
+        refine: Of one fit, 0 for none; or of each.
+        problem: Whose observations are fitted.
+        name: Of the setting.
+
+    Raises:
+        ValueError: Negative numbers, fits without steps in a list, or a black box.
+    """
+    found = (refine,) * (refine != 0) if isinstance(refine, int) else tuple(refine)
+    if not all(isinstance(steps, int) and steps >= 1 for steps in found):
+        raise ValueError(f"{name} must be >= 0 steps or a list of numbers >= 1, got {refine}")
+    if found and problem.black_box is not None:
+        raise ValueError(
+            f"{name}={refine} needs the gradient of log r, but {problem.black_box} is a black box; "
+            f"use {name}=0"
+        )
+    return found
 
 
 def _levels(prior: Any, steps: int | None, between: Sequence[float] | None) -> Levels:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from tqdm import tqdm
 
@@ -12,7 +15,7 @@ from outsourced.solvers.base import Samples, check_request, clock
 from outsourced.solvers.corrections import Draws, Target
 from outsourced.solvers.transition import KERNELS, check_kernel
 from outsourced.tasks.base import Observation
-from outsourced.transport import NoiseTransport
+from outsourced.transport import NoiseTransport, fits
 
 RESAMPLING = ("importance", "smc")
 CORRECTIONS = (None, *RESAMPLING, "imh", *KERNELS)
@@ -47,6 +50,8 @@ class Amortized:
         temperature: of the noise that a `NoiseTransport` carries, from 0 to 1. Below 1 samples are
             no draws of the posterior any more but estimates, nearer to one another and to the
             truth; at 0 all of an observation are the same.
+        refine: conjugate gradients of each fit of y by a `NoiseTransport`, in the place of those
+            that it was trained with; more of them cost time, and fit better.
         chunk: most paths rolled out at once; whole observations at a time, so that one observation
             with more candidates still fits one chunk. posterior.chunk by default.
 
@@ -65,6 +70,7 @@ class Amortized:
         step: float | None = None,
         noise: bool = False,
         temperature: float = 1.0,
+        refine: int | Sequence[int] | None = None,
         chunk: int | None = None,
     ) -> None:
         if correct not in CORRECTIONS:
@@ -76,14 +82,7 @@ class Amortized:
         for name, value in (("candidates", candidates), ("moves", moves), ("chunk", chunk)):
             if value is not None and value < 1:
                 raise ValueError(f"solver.{name} must be >= 1, got {value}")
-        if not 0 <= temperature <= 1:
-            raise ValueError(f"solver.temperature must lie in 0 .. 1, got {temperature}")
-        if temperature != 1 and (correct or not isinstance(sampler, NoiseTransport)):
-            raise ValueError(
-                "solver.temperature < 1 is for uncorrected samples of a transport (a run of "
-                f"sampler=transport), got {temperature} with a {type(sampler).__name__} and "
-                f"correct={correct}"
-            )
+        self.options = self._options(sampler, posterior, correct, temperature, refine)
         if correct in KERNELS:
             check_kernel(correct, posterior, step)
         if correct in (*RESAMPLING, "imh"):
@@ -94,7 +93,6 @@ class Amortized:
         self.sampler, self.posterior = sampler, posterior
         self.correct, self.candidates, self.step = correct, candidates, step
         self.noise = noise
-        self.options = {} if temperature == 1 else {"temperature": temperature}
         self.moves = MOVES if moves is None else moves
         self.chunk = posterior.chunk if chunk is None else chunk
 
@@ -107,6 +105,32 @@ class Amortized:
                 f"solver.{name} needs solver.correct={'|'.join(users)}, got {name}={value} with "
                 f"correct={correct}"
             )
+
+    @staticmethod
+    def _options(
+        sampler: NoiseSampler | NoiseTransport,
+        posterior: Posterior,
+        correct: str | None,
+        temperature: float,
+        refine: int | Sequence[int] | None,
+    ) -> dict[str, Any]:
+        """What is asked of a transport, if anything."""
+        if not 0 <= temperature <= 1:
+            raise ValueError(f"solver.temperature must lie in 0 .. 1, got {temperature}")
+        transport = isinstance(sampler, NoiseTransport)
+        if temperature != 1 and (correct or not transport):
+            raise ValueError(
+                "solver.temperature < 1 is for uncorrected samples of a transport (a run of "
+                f"sampler=transport), got {temperature} with a {type(sampler).__name__} and "
+                f"correct={correct}"
+            )
+        if refine is not None and not transport:
+            raise ValueError(
+                "solver.refine is for a transport (a run of sampler=transport), got "
+                f"{refine} with a {type(sampler).__name__}"
+            )
+        options: dict[str, Any] = {} if temperature == 1 else {"temperature": temperature}
+        return options if refine is None else {**options, "refine": fits(refine, posterior, "solver.refine")}
 
     def _proposals(self, n: int) -> int:
         """Proposals for each observation at once."""

@@ -71,4 +71,4 @@ def test_overrides_count_phases_from_the_start():
 def test_a_quick_training_has_keys_of_its_sampler_alone():
     """Mutant: a lookup for samplers that have none, which Hydra refuses."""
     assert quickly(["prior=fashion_gan"]) == ["data.bank_size=256", "sampler.lookup=128"]
-    assert quickly(["prior=fashion_sd"]) == ["data.bank_size=256"]
+    assert quickly(["prior=fashion_sd"]) == ["data.bank_size=256", "sampler.axes=64"]

@@ -8,6 +8,7 @@ from outsourced.posterior import Posterior
 from outsourced.priors import LatentDiffusionPrior
 from outsourced.priors.base import Prior
 from outsourced.tasks import Dequantize, Inpaint, SuperResolution
+from outsourced.tasks.linear_estimate import DataGaussian, linear_estimate
 from outsourced.tasks.masks import RandomBox
 
 LATENT, DATA = (2, 4, 4), (1, 8, 8)
@@ -78,9 +79,11 @@ def test_products_in_half_precision_are_about_those_in_full():
 
 
 def test_estimates_see_what_a_solver_sees():
-    """The encoded ridge estimate of linear measurements, y itself where it is an image.
+    """The encoded ridge estimate of linear measurements, or the one under a Gaussian; y itself
+    where it is an image.
 
-    Mutants: A^T y (a quarter of the image under super-resolution), values off the encoder's range.
+    Mutants: A^T y (a quarter of the image under super-resolution), values off the encoder's range, a
+    Gaussian that is not used, NaN where all variance lies along its axes.
     """
     posterior = inpainting()
     _z, x, obs = posterior.simulate(4, torch.Generator().manual_seed(1))
@@ -98,6 +101,12 @@ def test_estimates_see_what_a_solver_sees():
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(Decoder, "encode")  # a diffusion of pixels is its own latents
         torch.testing.assert_close(coarse.latent_estimate(flat), seen[0])
+    about = DataGaussian(DATA, 4)
+    about.fill(x.repeat(3, 1, 1, 1) + 0.3)
+    best = posterior.latent_estimate(obs, about)
+    wanted = linear_estimate(posterior.task, obs, about).clamp(-1, 1)
+    torch.testing.assert_close(best, posterior.prior.encode(wanted))
+    assert (best - estimate).abs().max() > 0.1
     image = Posterior(Decoder(), Dequantize(DATA, bits=2, sigma=0.2))
     seen = image.task.sample(x)
     torch.testing.assert_close(image.latent_estimate(seen), image.prior.encode(seen.y.clamp(-1, 1)))

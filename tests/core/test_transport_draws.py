@@ -52,8 +52,53 @@ def test_refinement_gives_the_posterior_of_a_linear_decoder(posterior):
     torch.testing.assert_close(error.std(0), torch.ones_like(error[0]), rtol=0.1, atol=0)
     plain = transport(posterior).draw(obs, 2000, torch.Generator().manual_seed(2))[1]
     assert (plain - latents).abs().mean() > 0.1
-    with pytest.raises(ValueError, match=r"sampler\.refine must be >= 0 steps, got -1"):
-        transport(posterior, refine=-1)
+
+
+def test_each_fit_is_about_the_end_of_the_one_before(posterior):
+    """A curved decoder: several fits end at y + sigma noise, where one stays far off.
+
+    Mutants: the Jacobian or the residual of the first fit in all, fits whose steps are those of the
+    first, a solver that keeps the sampler's own.
+    """
+    prior = posterior.prior
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prior, "decode", lambda h: h + h**3)
+        obs = posterior.task.sample(torch.full((3, *SHAPE), 3.0), torch.Generator().manual_seed(1))
+        draws = {}
+        for refine in (16, [16], [16] * 6, [1] + [16] * 6):
+            sampler = transport(posterior, refine=refine)
+            _, draws[str(refine)] = sampler.draw(obs, 500, torch.Generator().manual_seed(2))
+        solver = Amortized(transport(posterior, refine=16), posterior, refine=[16] * 6)
+        asked = solver(obs, 500, torch.Generator().manual_seed(2)).x
+        plain = Amortized(transport(posterior, refine=16), posterior, refine=0)
+        assert plain(obs, 2).x.abs().max() < 4
+    error = {name: (h + h**3 - obs.y) / SIGMA for name, h in draws.items()}
+    assert torch.equal(draws["16"], draws["[16]"])
+    assert error["[16]"].abs().median() > 3
+    for name in (str([16] * 6), str([1] + [16] * 6)):
+        assert error[name].mean(0).abs().max() < 5 / 500**0.5
+        torch.testing.assert_close(
+            error[name].std(0), torch.ones_like(error[name][0]), rtol=0.15, atol=0
+        )
+    torch.testing.assert_close(asked, draws[str([16] * 6)])
+
+
+@pytest.mark.parametrize("refine", [-1, [2, 0], [1.5]])
+def test_refuses_fits_of_no_steps(posterior, refine):
+    """Mutant: a number that is accepted and never used."""
+    with pytest.raises(ValueError, match=r"sampler\.refine must be >= 0 steps or a list of"):
+        transport(posterior, refine=refine)
+    with pytest.raises(ValueError, match=r"solver\.refine must be >= 0 steps or a list of"):
+        Amortized(transport(posterior), posterior, refine=refine)
+
+
+def test_refinement_is_of_transports():
+    """Mutant: an option that other samplers ignore."""
+    prior = VAE.from_weights("fashion_vae")
+    problem = Posterior(prior, Denoise(prior.data_shape, sigma=0.1))
+    sampler = NoiseSampler((16,), problem.task.feature_shape, problem, steps=2, width=8)
+    with pytest.raises(ValueError, match=r"solver\.refine is for a transport.*NoiseSampler"):
+        Amortized(sampler, problem, refine=[2, 2])
 
 
 def test_temperature_is_the_spread_of_the_noise(posterior):

@@ -55,7 +55,7 @@ def test_student_learns_the_law_of_its_teacher(problem, steps) -> None:
     for step in range(300):
         z, x, _ = p.posterior.simulate(48, generator)
         cpu = torch.Generator().manual_seed(step)
-        loss, figures = losses.distil({"z": z, "x": x}, 48, "simulated", cpu, cpu)
+        loss, figures = losses.distil({"z": z, "x": x}, 48, cpu, cpu)
         assert set(figures) == {"loss", "loss/teacher"}
         optimizer.zero_grad()
         loss.backward()
@@ -88,7 +88,8 @@ def test_observations_of_a_lesson_are_mixed(problem) -> None:
     z, x, _ = p.posterior.simulate(6, generator)
     batch = {"z": z, "x": x, "images": torch.full((6, 2), 1000.0)}
     for kind, count in (("simulated", 0), ("mixed", 3), ("images", 6)):
-        losses.distil(batch, 6, kind, generator, generator)
+        losses.observations = kind
+        losses.distil(batch, 6, generator, generator)
         far = seen[-1].abs().amax(1) > 100
         assert far.tolist() == [False] * (6 - count) + [True] * count
 

@@ -164,7 +164,7 @@ def test_one_sampler_learns_all_operators(problem) -> None:
         if step < warm:
             loss, _ = losses.likelihood(batch, 96, cpu, cpu)
         else:
-            loss, _ = losses.balance(batch, 32, "simulated", cpu, cpu)
+            loss, _ = losses.balance(batch, 32, cpu, cpu)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(sampler.parameters(), 10.0)

@@ -67,7 +67,7 @@ def test_objective_reaches_the_posterior(problem, objective, flow, steps, bound)
         if isinstance(objective, PathLikelihood):
             loss, figures = losses.likelihood(batch, 48, cpu, cpu)
         else:
-            loss, figures = losses.balance(batch, 48, "simulated", cpu, cpu)
+            loss, figures = losses.balance(batch, 48, cpu, cpu)
         assert figures["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
         optimizer.zero_grad()
         loss.backward()
@@ -87,7 +87,7 @@ def test_losses_per_source(problem) -> None:
     p = problem()
     losses = Losses(p.sampler, p.posterior, TrajectoryBalance(), p.mixture(4, weights=MIXED), 4)
     (_, batch), generator = next(batches(p, 1, 8)), torch.Generator().manual_seed(0)
-    loss, figures = losses.balance(batch, 8, "simulated", generator, generator)
+    loss, figures = losses.balance(batch, 8, generator, generator)
     parts = 2 * figures["loss/on_policy"] + figures["loss/reference"] + figures["loss/simulated"]
     assert parts / 4 == pytest.approx(float(loss), rel=1e-5)
     assert figures["loss/on_policy"] != pytest.approx(figures["loss/reference"], rel=1e-2)
@@ -156,7 +156,7 @@ def test_blame(problem) -> None:
     p.posterior.task.log_reward = lambda x, obs: torch.where(
         torch.arange(len(x)) < 3, torch.nan, original(x, obs)
     )
-    losses.balance(batch, 4, "simulated", generator, generator)
+    losses.balance(batch, 4, generator, generator)
     assert losses.blame() == "log_reward is not finite at 3 of 16 draws"
     losses.likelihood(batch, 8, generator, generator)
     assert losses.blame() == "log_reward is not finite at 3 of 8 draws"

@@ -8,6 +8,7 @@ import torch
 
 from outsourced.bank import PairBank
 from outsourced.build import load_run
+from outsourced.data import fashion_images
 from outsourced.distilling import inherit
 from outsourced.matching import MatchingLosses
 from outsourced.objectives import PathLikelihood
@@ -25,7 +26,7 @@ TRANSPORT = (
     *("prior=fashion_sd", "prior.steps=2", "sampler=transport", "objective=path_likelihood"),
     *("trainer=transport", "trainer.batch=2", "trainer.evaluate_every=0", "trainer.max_steps=4"),
     *("data.bank_size=8", "evaluate.observations=2", "evaluate.n=2", "sampler.width=8"),
-    *("sampler.steps=2", "trainer.anchor_steps=1"),
+    *("sampler.steps=2", "sampler.axes=4", "trainer.anchor_steps=1"),
     *("logger=none", "lightning.accelerator=cpu", "+lightning.enable_progress_bar=false"),
 )
 
@@ -80,7 +81,7 @@ def test_students_carry_noise_where_their_teacher_does(transport, train, sample)
     answer = train(*learn, *few, tiny=False)
     assert answer.code == 0, answer.error
     own, its = load_run("whole-1").sampler, load_run("whole").sampler
-    assert (own.steps, own.refine, its.steps, its.refine) == (1, 1, 2, 2)
+    assert (own.steps, own.refine, its.steps, its.refine) == (1, (1,), 2, (2, 1))
     assert own.encoder.head.in_channels == 8  # the teacher's width, not the group's
     apart = {}
     teacher, learned = load_run("whole"), load_run("whole-1")
@@ -113,7 +114,8 @@ def test_lessons_of_a_transport_are_of_real_images_too(tmp_path) -> None:
     shapes = prior.noise_shape, posterior.task.feature_shape
     own, teacher = (NoiseTransport(*shapes, posterior, width=8) for _ in range(2))
     mixture = PathMixture(own, posterior, ReplayBuffer(8, 1), {"on_policy": 1.0}, 2)
-    losses = MatchingLosses(own, posterior, PathLikelihood(), mixture, 1, teacher, draws=3)
+    parts = own, posterior, PathLikelihood(), mixture
+    losses = MatchingLosses(*parts, 1, teacher, draws=3, observations="mixed")
     asked = []
 
     def latents(noise, context):
@@ -124,7 +126,7 @@ def test_lessons_of_a_transport_are_of_real_images_too(tmp_path) -> None:
     z, x, _ = posterior.simulate(4, torch.Generator().manual_seed(0))
     batch = {"z": z, "x": x, "images": torch.full_like(x, 50.0)}
     generator = torch.Generator().manual_seed(1)
-    loss, figures = losses.distil(batch, 4, "mixed", generator, generator)
+    loss, figures = losses.distil(batch, 4, generator, generator)
     assert float(loss.detach()) == pytest.approx(4.0)
     assert figures["loss/teacher"] == pytest.approx(4.0)
     (noise, y), (same, seen) = asked
@@ -166,6 +168,61 @@ def test_losses_see_the_latents_of_their_pairs(tmp_path) -> None:
     assert (y - batch["x"][:3]).std() < 0.12  # its observations, too
 
 
+def test_losses_see_latents_that_the_encoder_finds_in_real_images(tmp_path) -> None:
+    """Half of the batch, each beside the observation of its image.
+
+    Mutants: simulated pairs alone, images beside other latents or observations, latents with a
+    gradient, an encoder's loss that never sees an image.
+    """
+    prior = LatentDiffusionPrior("fashion_sd", guidance=1.0, steps=2)
+    posterior = Posterior(prior, Denoise(prior.data_shape, sigma=0.01))
+    sampler = NoiseTransport(prior.noise_shape, posterior.task.feature_shape, posterior, width=8)
+    bank = PairBank.build(posterior, tmp_path, 8, progress=False)
+    mixture = PathMixture(sampler, posterior, ReplayBuffer(8, 1), {"on_policy": 1.0}, 2)
+    losses = MatchingLosses(
+        *(sampler, posterior, PathLikelihood(), mixture, 1), observations="mixed"
+    )
+    losses.latents = bank.column("latents", prior.denoise, progress=False)
+    settings = Settings(max_steps=2, anchor_steps=1, anchor_batch=6, batch=4, groups=1)
+    data = StepData(bank, fashion_images("train")[:32], settings, 0)
+    seen = []
+
+    def keep(h, obs, *_):
+        seen.append((h, obs.y))
+        return torch.zeros(len(h), requires_grad=True)
+
+    sampler.matching_loss = sampler.regression_loss = keep
+    losses.anchor(data[0], 6, torch.Generator().manual_seed(0))
+    losses.likelihood(data[1], 4, torch.Generator().manual_seed(0), torch.Generator())
+    for (h, y), batch, half in zip(seen, (data[0], data[1]), (3, 2), strict=True):
+        assert len(h) == 2 * half
+        assert not h.requires_grad
+        real = batch["images"][:half]
+        torch.testing.assert_close(h[half:], prior.encode(real))
+        assert (y[half:] - real).std() < 0.02
+        assert (y[:half] - batch["x"][:half]).std() < 0.02
+        assert (prior.decode(h[half:]) - real).square().mean().sqrt() < 0.3  # it knows its decoder
+
+
+def test_the_first_estimate_has_the_moments_of_the_bank(transport) -> None:
+    """Those of its data, in the weights that are kept and whatever the training averages.
+
+    Mutants: a Gaussian that is never filled, that averaging draws back to the one before, or of z.
+    """
+    assert transport("run=r", "trainer.max_steps=2").code == 0
+    problem = load_run("r")
+    (folder,) = [place for place in Path("banks").iterdir() if place.is_dir()]
+    _, x = PairBank(folder).rows(torch.arange(8))
+    about = problem.sampler.about
+    torch.testing.assert_close(about.mean, x.mean(0))
+    assert about.axes.shape == (4, x[0].numel())
+    total = (x - x.mean(0)).square().sum() / 8
+    found = about.variances.sum() + about.rest * (x[0].numel() - 4)
+    torch.testing.assert_close(found, total, rtol=1e-4, atol=0)
+    answer = transport("run=s", "sampler.axes=8")
+    assert "data.bank_size must be > sampler.axes = 8, got 8" in answer.error
+
+
 def test_latents_are_kept_beside_the_pairs(problem, tmp_path) -> None:
     """Made once, by chunks, and gone on with where they were stopped.
 
@@ -196,5 +253,5 @@ def test_run_holds_the_copy_of_the_network(transport) -> None:
     answer = transport("trainer.max_steps=1", "run=r")
     assert answer.code == 0, answer.error
     names = set(load_run("r").sampler.state_dict())
-    assert all(name.startswith(("network.", "encoder.")) for name in names)
+    assert all(name.startswith(("network.", "encoder.", "about.")) for name in names)
     assert "network.conv_out.weight" in names
