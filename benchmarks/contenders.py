@@ -14,7 +14,9 @@ from outsourced.solvers.amortized import Amortized
 from outsourced.solvers.diagnostics import FEWEST
 
 AMORTISED, DISTILLED = "amortised", "distilled"
-COOLED = f"{AMORTISED}, temperature 0"
+REFINED = f"{AMORTISED}, refined"
+COOLED = f"{REFINED}, temperature 0"
+_REFINED = {"refine": (2, 2, 2)}
 _STEPPED = ("psld", "gml_dps", "latent_dps", "dps", "flow_dps", "flow_chef")
 _CHAINS = {"steps": 4, "burn_in": 2, "chains": 2, "thin": 1}
 # Efforts of --quick, by the file of configs/solver.
@@ -181,7 +183,8 @@ CONTENDERS = (
 INVERSE = (
     Contender(AMORTISED, "amortized"),
     Contender(f"{AMORTISED}, mean of 16", "amortized", mean=16, samples=1),
-    Contender(COOLED, "amortized", {"temperature": 0.0}, samples=1),
+    Contender(REFINED, "amortized", _REFINED),
+    Contender(COOLED, "amortized", {**_REFINED, "temperature": 0.0}, samples=1),
     corrected("importance"),
     corrected("pcn"),
     corrected("mala"),

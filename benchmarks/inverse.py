@@ -7,7 +7,7 @@ where it was stopped, as `benchmarks.solvers` does, whose rows these are. Amorti
 those of the run folders RUNS/PRIOR-TASK, which `train.py` makes in --minutes of training where they
 are missing; their students are in RUNS/PRIOR-TASK-distilled, as `python train.py
 distill=RUNS/PRIOR-TASK run=RUNS/PRIOR-TASK-distilled sampler.steps=4` makes them (of transports:
-sampler=transport sampler.steps=1 sampler.refine=1 trainer=transport_student), and are left out
+sampler=transport sampler.steps=1 sampler.refine=2 trainer=transport_student), and are left out
 where they are missing. Calibration is measured on as many observations of the prior's own images.
 """
 

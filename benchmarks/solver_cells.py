@@ -26,6 +26,7 @@ from benchmarks.tables import Record
 from benchmarks.worth import Judge
 from outsourced.build import Problem, load_run
 from outsourced.classifiers import FashionFeatures
+from outsourced.evaluation import residuals
 from outsourced.posterior import Posterior
 from outsourced.run import METRICS, Run
 from outsourced.sampler import NoiseSampler
@@ -225,7 +226,7 @@ def measure(
         **converged(samples),
     }
     if contender.calibrated:
-        record |= calibrated(solver, n, setting, args)
+        record |= calibrated(solver, posterior, n, setting, args)
     if contender.limited:
         record["moves"] = solver.burn_in + solver.steps
     if contender.amortised:
@@ -239,8 +240,10 @@ def measure(
     return record
 
 
-def calibrated(solver: Any, n: int, setting: Setting, args: argparse.Namespace) -> Record:
-    """What samples of simulated observations say about the truth behind them.
+def calibrated(
+    solver: Any, posterior: Posterior, n: int, setting: Setting, args: argparse.Namespace
+) -> Record:
+    """What samples of simulated observations say about the truth behind them, and how they fit.
 
     Where the solver gives up on them, a note instead.
 
@@ -254,7 +257,9 @@ def calibrated(solver: Any, n: int, setting: Setting, args: argparse.Namespace) 
         samples = solver(cases.obs, n, generator_of(args), progress=args.progress)
     except ValueError as error:
         return {"note": f"on simulated images: {error}"}
-    return against_draws(samples.x, cases.x, torch.Generator().manual_seed(args.seed))
+    residual = residuals(posterior, samples, cases.obs).double().mean()
+    spread = against_draws(samples.x, cases.x, torch.Generator().manual_seed(args.seed))
+    return {**spread, "residual_simulated": float(residual)}
 
 
 def generator_of(args: argparse.Namespace) -> torch.Generator:

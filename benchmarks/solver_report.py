@@ -20,6 +20,7 @@ COLUMNS = (
     Column("perceptual", "perceptual", ".3f"),
     Column("frechet", "Fréchet", ".1f"),
     Column("residual", "residual / σ", ".3f"),
+    Column("residual_simulated", "on simulated", ".3f"),
     Column("std", "std", ".3f"),
     Column("cover_50", "in 50 %", ".0%"),
     Column("cover_90", "in 90 %", ".0%"),

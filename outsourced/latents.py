@@ -11,8 +11,8 @@ from torch import Tensor
 from outsourced.linearised import Linearised
 from outsourced.priors.base import Prior
 from outsourced.tasks.base import Observation, Task
-from outsourced.tasks.measurement import Measurement
 from outsourced.tasks.linear_estimate import DataGaussian, linear_estimate
+from outsourced.tasks.measurement import Measurement
 from outsourced.tasks.ridge import ridge_estimate
 
 
@@ -76,9 +76,7 @@ class LatentView(ABC):
             return False
         return task.linear or task.measurement_shape == self.prior.data_shape
 
-    def latent_estimate(
-        self, obs: Observation, about: DataGaussian | None = None
-    ) -> Tensor | None:
+    def latent_estimate(self, obs: Observation, about: DataGaussian | None = None) -> Tensor | None:
         """Latents (B, *noise_shape) of a diffusion prior for what a linear solver makes of y.
 
         That is the best linear estimate of x under a Gaussian, or the ridge estimate; y itself of

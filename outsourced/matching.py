@@ -6,10 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from outsourced.bank import PairBank
 from outsourced.losses import Losses, Result
 from outsourced.objectives import PathLikelihood
 from outsourced.tasks.base import Observation
 from outsourced.transport import NoiseTransport
+
+MOMENTS = 4096  # draws of the prior behind the mean and covariance of a first estimate
 
 
 class MatchingLosses(Losses):
@@ -20,7 +23,7 @@ class MatchingLosses(Losses):
     cannot show, and follow the images' own frequencies in that share.
 
     Attributes:
-        latents: Of the rows of the bank, set before the first step.
+        latents: Of the rows of the bank, by `store`.
     """
 
     sampler: NoiseTransport  # type: ignore[assignment]
@@ -33,6 +36,22 @@ class MatchingLosses(Losses):
                 "sampler=transport learns simulated pairs; use objective=path_likelihood, got "
                 f"{type(self.objective).__name__}"
             )
+
+    def store(self, bank: PairBank) -> None:
+        """Latents of all rows of the bank, and the moments of its data for first estimates.
+
+        Raises:
+            ValueError: The bank is too small for the principal axes.
+        """
+        about, prior, device = self.sampler.about, self.posterior.prior, self.posterior.device
+        if about is not None:
+            if len(bank) <= len(about.axes):
+                raise ValueError(
+                    f"data.bank_size must be > sampler.axes = {len(about.axes)}, got {len(bank)}"
+                )
+            about.fill(bank.rows(torch.arange(min(MOMENTS, len(bank))))[1])
+        make: Any = prior.denoise
+        self.latents = bank.column("latents", lambda z: make(z.to(device)))
 
     def anchor(self, batch: dict[str, Any], count: int, cpu: torch.Generator) -> Result:
         """Likelihood of latents under the encoder's Gaussian alone."""

@@ -27,8 +27,6 @@ from outsourced.sampler import NoiseSampler
 from outsourced.settings import Settings
 from outsourced.transport import NoiseTransport
 
-MOMENTS = 4096  # draws of the prior behind the mean and covariance of a first estimate
-
 
 class SamplerTraining(lightning.LightningModule):
     """Warm start by likelihood, then an off-policy objective on a mixture of paths.
@@ -93,7 +91,8 @@ class SamplerTraining(lightning.LightningModule):
             ValueError: The bank is too small for the transport's principal axes.
         """
         if isinstance(self.losses, MatchingLosses):
-            self._store_latents(self.losses, bank)
+            self.losses.store(bank)
+            self._average_anew()
         if self.sampler.anchoring is None:
             return 0
         lookup = self.sampler.anchoring.lookup
@@ -101,18 +100,6 @@ class SamplerTraining(lightning.LightningModule):
         self.sampler.control.open()
         self._average_anew()
         return len(lookup)
-
-    def _store_latents(self, losses: MatchingLosses, bank: PairBank) -> None:
-        about, prior, device = losses.sampler.about, self._posterior.prior, self._posterior.device
-        if about is not None:
-            if len(bank) <= len(about.axes):
-                raise ValueError(
-                    f"data.bank_size must be > sampler.axes = {len(about.axes)}, got {len(bank)}"
-                )
-            about.fill(bank.rows(torch.arange(min(MOMENTS, len(bank))))[1])
-            self._average_anew()
-        make: Any = prior.denoise
-        losses.latents = bank.column("latents", lambda z: make(z.to(device)))
 
     def _average_anew(self) -> None:
         self.average |= {k: v.clone() for k, v in self.sampler.state_dict().items()}

@@ -90,7 +90,7 @@ class NoiseTransport(nn.Module):
         super().__init__()
         if tolerance <= 0:
             raise ValueError(f"sampler.tolerance must be > 0, got {tolerance}")
-        prior, self.refine = conditioning.prior, fits(refine, conditioning)
+        prior, self.refine = conditioning.prior, fits(refine, conditioning.black_box)
         _check_prior(prior)
         self.levels, self.second_order = _levels(prior, steps, between), steps is not None
         self.steps, self.handed = len(self.levels) - (between is not None), between is not None
@@ -236,13 +236,13 @@ class NoiseTransport(nn.Module):
 
 
 def fits(
-    refine: int | Sequence[int], problem: DiffusionProblem, name: str = "sampler.refine"
+    refine: int | Sequence[int], black_box: str | None, name: str = "sampler.refine"
 ) -> tuple[int, ...]:
     """Conjugate gradients of each fit of a refinement.
 
     Args:
         refine: Of one fit, 0 for none; or of each.
-        problem: Whose observations are fitted.
+        black_box: Of the problem that is fitted.
         name: Of the setting.
 
     Raises:
@@ -251,10 +251,10 @@ def fits(
     found = (refine,) * (refine != 0) if isinstance(refine, int) else tuple(refine)
     if not all(isinstance(steps, int) and steps >= 1 for steps in found):
         raise ValueError(f"{name} must be >= 0 steps or a list of numbers >= 1, got {refine}")
-    if found and problem.black_box is not None:
+    if found and black_box is not None:
         raise ValueError(
-            f"{name}={refine} needs the gradient of log r, but {problem.black_box} is a black box; "
-            f"use {name}=0"
+            f"{name}={refine} needs the gradient of log r, but {black_box} is a black box; use "
+            f"{name}=0"
         )
     return found
 

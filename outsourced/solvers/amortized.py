@@ -130,7 +130,9 @@ class Amortized:
                 f"{refine} with a {type(sampler).__name__}"
             )
         options: dict[str, Any] = {} if temperature == 1 else {"temperature": temperature}
-        return options if refine is None else {**options, "refine": fits(refine, posterior, "solver.refine")}
+        if refine is not None:
+            options["refine"] = fits(refine, posterior.black_box, "solver.refine")
+        return options
 
     def _proposals(self, n: int) -> int:
         """Proposals for each observation at once."""

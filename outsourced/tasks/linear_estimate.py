@@ -68,9 +68,7 @@ class DataGaussian(nn.Module):
         self.rest.copy_(beside / (flat.shape[1] - count))
 
 
-def linear_estimate(
-    task: Linear, obs: Observation, about: DataGaussian, steps: int = 24
-) -> Tensor:
+def linear_estimate(task: Linear, obs: Observation, about: DataGaussian, steps: int = 24) -> Tensor:
     """E[x | y] of x ~ N(mean, C) for each observation of a linear task, (B, *data_shape).
 
     Of all estimates that are linear in y it has the least mean squared error, whatever the

@@ -82,8 +82,8 @@ def test_estimates_see_what_a_solver_sees():
     """The encoded ridge estimate of linear measurements, or the one under a Gaussian; y itself
     where it is an image.
 
-    Mutants: A^T y (a quarter of the image under super-resolution), values off the encoder's range, a
-    Gaussian that is not used, NaN where all variance lies along its axes.
+    Mutants: A^T y (a quarter of the image under super-resolution), values off the encoder's range,
+    a Gaussian that is not used, NaN where all variance lies along its axes.
     """
     posterior = inpainting()
     _z, x, obs = posterior.simulate(4, torch.Generator().manual_seed(1))
