@@ -40,8 +40,8 @@ def transport(train):
 def test_trains_resumes_and_samples(transport, train, sample, interrupt_at) -> None:
     """A run that was stopped ends with the weights of one that was not, and they have moved.
 
-    Mutants: weights that are not stored, a resumed run that starts anew,
-    evidence of samples without weights.
+    Mutants: weights that are not stored, a resumed run that starts anew, evidence of samples
+    without weights, a refinement that the command line cannot change.
     """
     whole = transport("run=whole")
     assert whole.code == 0, whole.error
@@ -63,6 +63,12 @@ def test_trains_resumes_and_samples(transport, train, sample, interrupt_at) -> N
     answer = sample("run=whole", "n=2", "observations=1")
     assert answer.code == 0, answer.error
     assert json.loads(Path("whole", "samples", METRICS).read_text())["verdict"]
+    files = Path("whole", "samples", "samples.safetensors")
+    before = read_tensors(files)[0]
+    answer = sample("run=whole", "n=2", "observations=1", "solver.refine=[3,1]")
+    assert answer.code == 0, answer.error
+    changed = (read_tensors(files)[0]["x"] - before["x"]).abs().amax()
+    assert 1e-4 < changed < 1  # the same draws, fitted better
     answer = sample("run=whole", "n=2", "observations=1", "correct=importance")
     assert "needs samples with weights" in answer.error
 
