@@ -229,7 +229,7 @@ def _path(scene: Scene) -> Callable[[], object]:
     groups = scene.settings.groups
     batch, pair = scene.batch(groups), _generators(scene)
     balance = scene.losses.balance
-    return _training(scene, lambda: balance(batch, groups, "simulated", *pair)[0])
+    return _training(scene, lambda: balance(batch, groups, *pair)[0])
 
 
 def _paths(scene: Scene) -> int:
