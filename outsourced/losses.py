@@ -28,8 +28,8 @@ class Losses:
         denoising_steps: Kernels scored for each pair of a likelihood step.
         teacher: Whose draws `distil` learns from.
         draws: Of the teacher for each observation.
-        observations: Whose y balance steps and students see: `simulated`, real `images`, or
-            `mixed`, half of each.
+        observations: Whose y balance steps, students and transports see: `simulated`, real
+            `images`, or `mixed`, half of each.
 
     Raises:
         ValueError: The objective needs what the sampler or the posterior does not have.
@@ -116,8 +116,9 @@ class Losses:
         self, batch: dict[str, Any], count: int, cpu: torch.Generator
     ) -> tuple[Tensor, Observation]:
         device = self.posterior.device
-        x = batch["x"][:count].to(device)
-        return batch["z"][:count].to(device), self.posterior.task.sample(x, generator=cpu)  # type: ignore[operator]
+        x = batch["x"][: max(count, 1)].to(device)  # convolutions refuse batches of nothing
+        obs = self.posterior.task.sample(x, generator=cpu)  # type: ignore[operator]
+        return batch["z"][:count].to(device), obs[:count]
 
     def likelihood(
         self, batch: dict[str, Any], count: int, cpu: torch.Generator, device: torch.Generator

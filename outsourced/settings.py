@@ -30,7 +30,8 @@ class Settings:
         batch, denoising_steps: Observations a warm step, and kernels scored for each.
         teacher_draws: Of the teacher for each observation of a step, when distilling.
         groups: Observations a balance step; the mixture sets the paths of each.
-        observations: Whose y the balance steps see: `simulated`, real `images`, or `mixed`.
+        observations: Whose y balance steps, students and transports see: `simulated`, real
+            `images`, or `mixed`.
         lr, balance_lr: Peak learning rates, the latter of the balance phase; `head_gain` multiplies
             that of log Z and the flow. Each phase (anchors, warm start, balance) warms up for
             `ramp` steps and decays by a cosine to `final_lr` times it.

@@ -11,7 +11,7 @@ The map has no tractable density: samples have no weights, and what they are wor
 simulated observations (calibration) or by moves that leave the posterior invariant.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -248,7 +248,7 @@ def fits(
     Raises:
         ValueError: Negative numbers, fits without steps in a list, or a black box.
     """
-    found = (refine,) * (refine != 0) if isinstance(refine, int) else tuple(refine)
+    found = tuple(refine) if isinstance(refine, Iterable) else (refine,) * (refine != 0)
     if not all(isinstance(steps, int) and steps >= 1 for steps in found):
         raise ValueError(f"{name} must be >= 0 steps or a list of numbers >= 1, got {refine}")
     if found and black_box is not None:

@@ -38,7 +38,7 @@ class DataGaussian(nn.Module):
         super().__init__()
         mean = torch.zeros(tuple(data_shape))
         if not 0 <= axes < mean.numel():
-            raise ValueError(f"axes must lie in 0 .. {mean.numel() - 1}, got {axes}")
+            raise ValueError(f"sampler.axes must lie in 0 .. {mean.numel() - 1}, got {axes}")
         self.register_buffer("mean", mean)
         self.register_buffer("axes", torch.eye(axes, mean.numel()))
         self.register_buffer("variances", torch.ones(axes))

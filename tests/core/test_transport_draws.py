@@ -83,7 +83,7 @@ def test_each_fit_is_about_the_end_of_the_one_before(posterior):
     torch.testing.assert_close(asked, draws[str([16] * 6)])
 
 
-@pytest.mark.parametrize("refine", [-1, [2, 0], [1.5]])
+@pytest.mark.parametrize("refine", [-1, 1.5, [2, 0], [1.5]])
 def test_refuses_fits_of_no_steps(posterior, refine):
     """Mutant: a number that is accepted and never used."""
     with pytest.raises(ValueError, match=r"sampler\.refine must be >= 0 steps or a list of"):

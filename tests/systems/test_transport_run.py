@@ -19,7 +19,7 @@ from outsourced.replay import ReplayBuffer
 from outsourced.run import METRICS, WEIGHTS, read_tensors
 from outsourced.settings import Settings
 from outsourced.stepdata import StepData
-from outsourced.tasks import Denoise
+from outsourced.tasks import Denoise, SuperResolution
 from outsourced.transport import NoiseTransport
 
 TRANSPORT = (
@@ -208,6 +208,32 @@ def test_losses_see_latents_that_the_encoder_finds_in_real_images(tmp_path) -> N
         assert (y[half:] - real).std() < 0.02
         assert (y[:half] - batch["x"][:half]).std() < 0.02
         assert (prior.decode(h[half:]) - real).square().mean().sqrt() < 0.3  # it knows its decoder
+
+
+def test_losses_may_see_real_images_alone(tmp_path) -> None:
+    """Under a blur, too. Mutants: a batch of no simulated images that a convolution refuses, a
+    simulated pair among the real ones."""
+    prior = LatentDiffusionPrior("fashion_sd", guidance=1.0, steps=2)
+    posterior = Posterior(prior, SuperResolution(prior.data_shape, 4, 0.05))
+    sampler = NoiseTransport(prior.noise_shape, posterior.task.feature_shape, posterior, width=8)
+    mixture = PathMixture(sampler, posterior, ReplayBuffer(8, 1), {"on_policy": 1.0}, 2)
+    losses = MatchingLosses(
+        *(sampler, posterior, PathLikelihood(), mixture, 1), observations="images"
+    )
+    losses.latents = torch.zeros(1, *prior.noise_shape)
+    images = fashion_images("train")[:3]
+    z = torch.zeros(3, *prior.noise_shape)
+    batch = {"z": z, "x": torch.zeros_like(images), "rows": torch.zeros(3).long()}
+    seen = []
+
+    def keep(h, obs, *_):
+        seen.append(h)
+        return torch.zeros(len(h), requires_grad=True)
+
+    sampler.matching_loss = keep
+    generator = torch.Generator().manual_seed(0)
+    losses.likelihood({**batch, "images": images}, 3, generator, generator)
+    torch.testing.assert_close(seen[0], prior.encode(images))
 
 
 def test_the_first_estimate_has_the_moments_of_the_bank(transport) -> None:
