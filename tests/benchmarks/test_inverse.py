@@ -216,6 +216,9 @@ def test_targets_say_met_missed_or_open() -> None:
     cool = [{**r, "perceptual": 0.9} if r["solver"] == COOLED else r for r in every]
     verdicts = [line.split("**")[1] for line in targets(cool).splitlines()[2:]]
     assert verdicts[3:9] == [*["met"] * 5, "missed"]
+    slow = [{**r, "seconds": 0.02} if r["solver"] == REFINED else r for r in every]
+    verdicts = [line.split("**")[1] for line in targets(slow).splitlines()[2:]]
+    assert verdicts[:3] == ["met", "missed", "met"]
     quick = {**rows()[3], "solver": "psld, 100", "seconds_one": 0.1, "perceptual": 0.0}
     assert "worst inpaint: 75." in targets([*rows(), quick])  # break-even is with 1000 steps
     few = targets(rows())
