@@ -13,8 +13,9 @@ from benchmarks.contenders import AMORTISED, COOLED, DISTILLED, INVERSE, REFINED
 from benchmarks.inverse_report import headline, lines, report
 from benchmarks.limits import lengthened, moves_within
 from benchmarks.means import Mean
+from benchmarks.merit import Cases
 from benchmarks.side_by_side import Table, amortised_seconds
-from benchmarks.solver_cells import Setting, Trained, begin
+from benchmarks.solver_cells import Setting, Trained, begin, calibrated
 from benchmarks.solver_report import REAL
 from benchmarks.tables import Record, read_csv
 from benchmarks.targets import break_even, targets, with_break_even
@@ -23,7 +24,7 @@ from outsourced.posterior import Posterior
 from outsourced.priors import LinearGaussian
 from outsourced.solvers import Pcn
 from outsourced.solvers.base import Samples
-from outsourced.tasks import LinearMeasurement
+from outsourced.tasks import Denoise, LinearMeasurement
 
 BY_NAME = {contender.name: contender for contender in INVERSE}
 
@@ -112,6 +113,26 @@ def test_limited_chains_take_the_time_that_is_left(generator, monkeypatch) -> No
     monkeypatch.undo()
     # 1 start, 97 moves and 2 samples are the 100 evaluations that fit into 10 s.
     assert chain(obs, 2, generator).prior_calls == 100 * 3
+
+
+def test_fits_of_simulated_images_are_to_their_own_observations() -> None:
+    """Samples that are sigma off y have a residual of one.
+
+    Mutants: the residual to the observations of real images, or in other units than sigma.
+    """
+    task = Denoise((1, 8, 8), sigma=0.5)
+    truth = images(6, seed=3)
+    simulated, real = (task.sample(x, torch.Generator().manual_seed(1)) for x in (truth, truth + 9))
+    posterior = Posterior(LinearGaussian(dim=2), task)
+
+    def solver(obs, n, generator, progress) -> Samples:
+        return Samples((obs.y + 0.5).expand(n, -1, -1, -1, -1), None, None, 0, 0.0)
+
+    setting = Setting({}, posterior, real, None, simulated=Cases("simulated", simulated, truth))  # type: ignore[arg-type]
+    args = Namespace(device=torch.device("cpu"), seed=0, progress=False)
+    found = calibrated(solver, posterior, 3, setting, args)
+    assert found["residual_simulated"] == pytest.approx(1.0, rel=1e-4)
+    assert found["cover_50"] <= 0.5
 
 
 def test_cells_know_their_run_and_the_time_of_the_amortised_one(tmp_path: Path) -> None:
