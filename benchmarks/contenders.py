@@ -15,6 +15,7 @@ from outsourced.solvers.diagnostics import FEWEST
 
 AMORTISED, DISTILLED = "amortised", "distilled"
 REFINED = f"{AMORTISED}, refined"
+TEMPERED = f"{REFINED}, temperature 0.5"
 COOLED = f"{REFINED}, temperature 0"
 _REFINED = {"refine": (2, 2, 2)}
 _STEPPED = ("psld", "gml_dps", "latent_dps", "dps", "flow_dps", "flow_chef")
@@ -43,7 +44,8 @@ class Contender:
         name: as printed, and as `--solvers` takes it.
         file: of configs/solver; `amortized` needs a trained sampler.
         settings: changed ones.
-        dear: further changes where one f(z) is many network calls: chains of fewer moves.
+        dear: further changes where one f(z) is many network calls: chains of about the seconds a
+            sample that PSLD takes for 1000 steps.
         run: of the amortised ones, which run folder: PRIOR-TASK, and this behind it.
         mean: samples of each observation whose mean is judged, 0 for the samples themselves.
         limited: a chain of as many moves as fit into the time of the amortised sampler's run.
@@ -80,8 +82,8 @@ class Contender:
 
     @property
     def slow(self) -> bool:
-        """Whether it is a diffusion sampler of as many steps as its authors take."""
-        return self.settings.get("steps") == LONG
+        """Whether it is a diffusion sampler of as many calls as its authors take."""
+        return self.settings.get("steps") == LONG or self.file in ("resample", "daps")
 
     @property
     def shared(self) -> bool:
@@ -167,23 +169,24 @@ CONTENDERS = (
     Contender("daps", "daps"),
     Contender("flow_dps", "flow_dps"),
     Contender("flow_chef", "flow_chef"),
-    Contender("pcn", "pcn", {}, {"chains": 2, "steps": 800, "burn_in": 200, "thin": 50}),
+    Contender("pcn", "pcn", {}, {"chains": 2, "steps": 400, "burn_in": 100, "thin": 50}),
     Contender(
         "mala",
         "mala",
         {"start": "laplace", "precondition": True},
         {
-            **{"chains": 2, "steps": 200, "burn_in": 100, "thin": 5},
+            **{"chains": 2, "steps": 120, "burn_in": 60, "thin": 5},
             **{"start": "prior", "precondition": False},
         },
     ),
-    Contender("hmc", "hmc", {}, {"chains": 2, "steps": 40, "burn_in": 20, "thin": 1}),
+    Contender("hmc", "hmc", {}, {"chains": 2, "steps": 24, "burn_in": 12, "thin": 1}),
     Contender("smc", "smc", {}, {"particles": 8, "moves": 2}),
 )
 INVERSE = (
     Contender(AMORTISED, "amortized"),
     Contender(f"{AMORTISED}, mean of 16", "amortized", mean=16, samples=1),
     Contender(REFINED, "amortized", _REFINED),
+    Contender(TEMPERED, "amortized", {**_REFINED, "temperature": 0.5}),
     Contender(COOLED, "amortized", {**_REFINED, "temperature": 0.0}, samples=1),
     corrected("importance"),
     corrected("pcn"),

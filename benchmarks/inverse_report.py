@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks import solver_report
-from benchmarks.contenders import AMORTISED, COOLED, DISTILLED, REFINED
+from benchmarks.contenders import AMORTISED, COOLED, DISTILLED, REFINED, TEMPERED
 from benchmarks.driver import told
 from benchmarks.tables import Column, Record, markdown
 from benchmarks.targets import figure, least, per_instance, targets, with_break_even
@@ -16,10 +16,12 @@ COLUMNS = (
     Column("rival", "best other"),
     Column("perceptual", "perceptual", ".3f"),
     Column("refined_perceptual", "refined", ".3f"),
+    Column("tempered_perceptual", "at T = 0.5", ".3f"),
     Column("cooled_perceptual", "at T = 0", ".3f"),
     Column("rival_perceptual", "other's", ".3f"),
     Column("frechet", "Fréchet", ".1f"),
     Column("refined_frechet", "refined", ".1f"),
+    Column("tempered_frechet", "at T = 0.5", ".1f"),
     Column("cooled_frechet", "at T = 0", ".1f"),
     Column("rival_frechet", "other's", ".1f"),
     Column("residual", "residual / σ", ".3f"),
@@ -46,8 +48,8 @@ def lines(records: Sequence[Record]) -> list[Record]:
         if AMORTISED not in by_name:
             continue
         rival = least(per_instance(rows), "perceptual") or {}
-        refined, cooled = (by_name.get(name, {}) for name in (REFINED, COOLED))
-        beside = {"rival": rival, "refined": refined, "cooled": cooled}
+        names = {"refined": REFINED, "tempered": TEMPERED, "cooled": COOLED}
+        beside = {"rival": rival} | {kind: by_name.get(name, {}) for kind, name in names.items()}
         line = {**by_name[AMORTISED], "rival": rival.get("solver", "")}
         line |= {f"{whose}_{k}": row.get(k, "") for whose, row in beside.items() for k in BESIDE}
         line["distilled_seconds"] = figure(by_name.get(DISTILLED), "seconds")
@@ -64,8 +66,8 @@ def headline(records: Sequence[Record]) -> str:
     return (
         f"{markdown(rows, COLUMNS)}\n\n{targets(records)}\n\n"
         f"{first['images']} held-out images, sigma = {first['sigma']}. Refined: "
-        "`solver.refine=[2,2,2]`. T: temperature of the noise of refined samples, which are draws "
-        "of the posterior at T = 1; at T = 0 an image has one estimate. "
+        "`solver.refine=[2,2,2]`. T: `solver.temperature` of refined samples, which are draws of "
+        "the posterior at T = 1, nearer to its middle below, and at T = 0 one estimate. "
         f"All solvers and columns are in docs/inverse.md. {told(first)}."
     )
 

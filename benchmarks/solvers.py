@@ -67,7 +67,12 @@ def main(argv: list[str] | None = None) -> None:
     add = arguments.add_argument
     add("--priors", nargs="+", default=PRIORS, help="names in configs/prior")
     add("--tasks", nargs="+", default=TASKS, help="names in configs/task")
-    add("--n-slow", type=int, default=1, help="samples of each, of solvers of 1000 steps")
+    add(
+        "--n-slow",
+        type=int,
+        default=1,
+        help="samples of each, of solvers of 1000 steps, DAPS and ReSample",
+    )
     add_cells(arguments, "runs/solvers", images=64, n=2)
     call(run, arguments, argv)
 
