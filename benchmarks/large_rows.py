@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from outsourced.build import build
-from outsourced.losses import Losses
+from outsourced.matching import MatchingLosses
 from outsourced.paths import PathMixture
 from outsourced.posterior import Posterior
 from outsourced.replay import ReplayBuffer
-from outsourced.sampler import NoiseSampler
 from outsourced.settings import Settings
 from outsourced.solvers.levels import levels
 from outsourced.solvers.moment import Moment
 from outsourced.solvers.psld import PSLD
 from outsourced.tasks.base import Observation
+from outsourced.transport import NoiseTransport
 
 if TYPE_CHECKING:
     from benchmarks.operations import Parts
@@ -30,9 +30,8 @@ PROMPT, GUIDANCE = "a photo", 7.5
 BANK_BATCH = 8
 PSLD_STEPS = 1000
 TINY = [
-    *("task.mask.min_side=4", "task.mask.max_side=8", "prior.steps=3", "sampler.lookup=4"),
-    "prior.memory_gb=null",
-    *("sampler.width=16", "sampler.depth=2", "sampler.embedding=8", "sampler.steps=4"),
+    *("task.mask.min_side=4", "task.mask.max_side=8", "prior.steps=3", "prior.memory_gb=null"),
+    *("sampler.width=16", "sampler.steps=2", "sampler.adapters=2"),
 ]
 
 
@@ -42,7 +41,7 @@ class Scene:
 
     Attributes:
         posterior, sampler: of one experiment.
-        losses: of its training, by the path-wise gradient.
+        losses: of its training.
         settings: of the training.
         prompts: embeddings of both prompts of a guided call, (2, L, D).
         obs: one observation.
@@ -50,8 +49,8 @@ class Scene:
     """
 
     posterior: Posterior
-    sampler: NoiseSampler
-    losses: Losses
+    sampler: NoiseTransport
+    losses: MatchingLosses
     settings: Settings
     prompts: Tensor
     obs: Observation
@@ -63,14 +62,11 @@ class Scene:
         return self.posterior.prior
 
     def to(self, device: torch.device) -> None:
-        """Move everything, and fill the stored draws, whose contents cost nothing to be right."""
+        """Move everything."""
         self.device = device
         self.posterior.to(device)
         self.sampler.to(device)
         self.prompts, self.obs = self.prompts.to(device), self.obs.to(device)
-        assert self.sampler.anchoring is not None
-        for stored in self.sampler.anchoring.lookup.buffers():
-            stored.normal_()
         self.guide(False)
         if self.prior.memory_gb:  # found once, not in the first of the timed calls
             for grad in (False, True):
@@ -85,9 +81,11 @@ class Scene:
         return self.posterior.draw_noise(n, torch.Generator().manual_seed(n))
 
     def batch(self, n: int) -> dict[str, Tensor]:
-        """What a bank would give: pairs (z, x); f is not called."""
+        """What a bank would give: pairs (z, x) and their latents; f is not called."""
         x = torch.rand((n, *self.prior.data_shape), generator=torch.Generator().manual_seed(n))
-        return {"z": self.noise(n), "x": (2 * x - 1).to(self.device)}
+        self.losses.latents = self.noise(n)
+        pairs = {"z": self.noise(n), "x": (2 * x - 1).to(self.device)}
+        return {**pairs, "rows": torch.arange(n)}
 
 
 def make_scene(path: str, experiment: str, tiny: bool = False) -> Scene:
@@ -113,9 +111,9 @@ def make_scene(path: str, experiment: str, tiny: bool = False) -> Scene:
     mixture = PathMixture(problem.sampler, problem.posterior, buffer, **paths)
     settings: Settings = instantiate(cfg.trainer)
     objective = instantiate(cfg.objective)
-    losses = Losses(
-        problem.sampler, problem.posterior, objective, mixture, settings.denoising_steps
-    )
+    assert isinstance(problem.sampler, NoiseTransport)
+    pair = problem.sampler, problem.posterior
+    losses = MatchingLosses(*pair, objective, mixture, settings.denoising_steps)  # type: ignore[arg-type]
     x = torch.zeros(1, *problem.posterior.data_shape)
     obs = problem.posterior.task.sample(x, generator=torch.Generator().manual_seed(0))  # type: ignore[operator]
     prior: Any = problem.posterior.prior
@@ -191,7 +189,7 @@ def _psld_operations(parts: Parts, _: Scene) -> float:
 def _training(scene: Scene, loss: Callable[[], Tensor]) -> Callable[[], object]:
     """One step of the optimiser, as training takes it."""
     scene.guide(False)
-    weights = list(scene.sampler.parameters())
+    weights = [weight for weight in scene.sampler.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=1e-6)
 
     def step() -> None:
@@ -208,48 +206,35 @@ def _generators(scene: Scene) -> tuple[torch.Generator, torch.Generator]:
 
 
 def _pairs(scene: Scene) -> Callable[[], object]:
-    batch, count = scene.batch(scene.settings.batch), scene.settings.batch
-    pair = _generators(scene)
+    count = scene.settings.batch
+    batch, pair = scene.batch(count), _generators(scene)
     return _training(scene, lambda: scene.losses.likelihood(batch, count, *pair)[0])
 
 
-def _kernels(scene: Scene) -> int:
-    return min(scene.settings.denoising_steps, scene.sampler.steps)
-
-
 def _pairs_operations(parts: Parts, scene: Scene) -> float:
-    kernel = parts.kernel
-    # Steps beyond `max_rows` wait for the backward pass without their activations.
-    split = scene.settings.batch * _kernels(scene) > scene.sampler.max_rows
-    each = kernel.checkpointed if split and _kernels(scene) > 1 else kernel.both
-    return scene.settings.batch * (parts.embed.both + _kernels(scene) * each)
-
-
-def _path(scene: Scene) -> Callable[[], object]:
-    groups = scene.settings.groups
-    batch, pair = scene.batch(groups), _generators(scene)
-    balance = scene.losses.balance
-    return _training(scene, lambda: balance(batch, groups, *pair)[0])
-
-
-def _paths(scene: Scene) -> int:
-    mixture = scene.losses.mixture
-    return mixture.on + mixture.free + mixture.known
-
-
-def _path_operations(parts: Parts, scene: Scene) -> float:
-    roll = scene.sampler.steps * parts.kernel.checkpointed
-    each = parts.embed.both + _paths(scene) * (roll + _gradient(parts, scene, False))
-    return scene.settings.groups * each
+    levels = scene.settings.denoising_steps * parts.kernel.both
+    return scene.settings.batch * (parts.encode.forward + parts.embed.both + levels)
 
 
 def _pass(scene: Scene) -> Callable[[], object]:
+    scene.guide(False)
     generator = torch.Generator(scene.device).manual_seed(0)
-    return lambda: scene.sampler.forward_path(scene.obs, 1, generator)
+
+    def sample() -> Tensor:
+        with torch.no_grad():
+            _, latents = scene.sampler.draw(scene.obs, 1, generator)
+            return scene.posterior.decode_latents(latents[0])
+
+    return sample
 
 
 def _pass_operations(parts: Parts, scene: Scene) -> float:
-    return parts.embed.forward + scene.sampler.steps * parts.kernel.forward
+    fits, steps = scene.sampler.refine, sum(scene.sampler.refine)
+    decode = parts.decode
+    # A fit begins with a call of the decoder; each of its steps takes another, and a backward pass.
+    fitted = (len(fits) + steps) * decode.forward + steps * (decode.both - decode.forward)
+    network = scene.sampler.steps * parts.kernel.forward
+    return parts.encode.forward + parts.embed.forward + network + fitted + decode.forward
 
 
 ROWS = {
@@ -257,20 +242,17 @@ ROWS = {
     "f_guided": generate(True),
     "f_batch": generate(False, BANK_BATCH),
     "f_gradient": generate(False, grad=True),
-    "f_guided_gradient": generate(True, grad=True),
     "psld": Row(lambda _: "a step of PSLD, guidance 1", _psld, _psld_operations),
     "pairs": Row(
-        lambda s: f"a training step on {s.settings.batch} stored pairs, {_kernels(s)} kernels each",
+        lambda s: f"a training step on {s.settings.batch} stored pairs",
         _pairs,
         _pairs_operations,
     ),
-    "path": Row(
-        lambda s: f"a path-wise training step, {s.settings.groups * _paths(s)} paths",
-        _path,
-        _path_operations,
-    ),
     "pass": Row(
-        lambda s: f"a pass of the sampler, K = {s.sampler.steps}, without f",
+        lambda s: (
+            f"a posterior sample, {s.sampler.steps} network calls, fits of "
+            f"{', '.join(map(str, s.sampler.refine))} steps, no f"
+        ),
         _pass,
         _pass_operations,
     ),

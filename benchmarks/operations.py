@@ -12,7 +12,6 @@ from torch import Tensor
 from benchmarks.large_rows import Scene
 
 Shape = tuple[tuple[int, ...], torch.dtype]
-INPUTS = 3  # of an anchored control: state, guess of z_K, shift
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ def operations(
     function: Callable[..., Tensor],
     inputs: Sequence[Shape],
     weights: Sequence[Tensor] | None = None,
+    through: bool = False,
 ) -> Count:
     """Count a multiplication with addition as two, and nothing else.
 
@@ -46,6 +46,7 @@ def operations(
         function: of one tensor for each of `inputs`, which are on the CPU as its weights are.
         inputs: shapes and types.
         weights: whose gradients the backward pass computes; by default those of the inputs.
+        through: the inputs', too.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -56,12 +57,13 @@ def operations(
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         with fake, sdpa_kernel(SDPBackend.MATH), counter, torch.set_grad_enabled(grad):
             given = [torch.empty(shape, dtype=dtype) for shape, dtype in inputs]
-            if weights is None:
+            if weights is None or through:
                 given = [value.requires_grad_(grad) for value in given]
+            wanted = [*(weights or ()), *(given if weights is None or through else ())]
             # Clones: the counter's hooks on inputs of modules cannot be on leaves.
             out = function(*(value.clone() for value in given))
             if grad:
-                torch.autograd.grad(out.sum(), given if weights is None else list(weights))
+                torch.autograd.grad(out.sum(), wanted)
         return float(counter.get_total_flops())
 
     return Count(run(False), run(True))
@@ -69,7 +71,7 @@ def operations(
 
 @dataclass(frozen=True)
 class Parts:
-    """Operations of one sample in each network; `kernel` of one step of the noise sampler."""
+    """Operations of one sample in each network; `kernel` of the trained one's."""
 
     predict: Count
     decode: Count
@@ -95,16 +97,17 @@ def count_parts(scene: Scene) -> Parts:
 
 def _embed(scene: Scene) -> Count:
     encoder = scene.sampler.encoder
-    shape = (1, *scene.posterior.task.feature_shape)  # type: ignore[misc]
-    return operations(encoder, [(shape, torch.float32)], list(encoder.parameters()))
+    features = (1, *scene.posterior.task.feature_shape)  # type: ignore[misc]
+    latent = (1, *scene.sampler.noise_shape)
+    shapes = [(shape, torch.float32) for shape in (features, latent)]
+    return operations(encoder, shapes, list(encoder.parameters()))
 
 
 def _kernel(scene: Scene) -> Count:
-    sampler, network = scene.sampler, scene.sampler.control.network
-    assert sampler.anchoring is not None
-    channels, *grid = sampler.noise_shape
-    x = (1, 1, INPUTS * channels, *grid)
-    embedding = (1, sampler.encoder.size + sampler.anchoring.size, *grid)
-    k = torch.tensor([1 % sampler.steps])
-    shapes = [(shape, torch.float32) for shape in (x, embedding)]
-    return operations(lambda x, e: network(x, k, e), shapes, list(network.parameters()))
+    prior: Any = scene.posterior.prior
+    network, (channels, *grid) = scene.sampler.network, scene.sampler.noise_shape
+    joint = (1, 2 * channels + scene.sampler.encoder.size, *grid)
+    time = prior.timesteps[:1]
+    shapes = [(joint, torch.float32)]
+    weights = list(network.parameters())  # of adapters and, through the input, of the encoder
+    return operations(lambda x: prior.apply_network(network, x, time), shapes, weights, True)

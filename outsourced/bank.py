@@ -17,12 +17,14 @@ from outsourced.posterior import Posterior
 from outsourced.run import disk_errors, write_text
 
 KEYS = {"size", "done", "chunk", "noise_shape", "data_shape"}
+LATENTS = "latents"  # a column that costs nothing beside the pairs of a diffusion prior
 
 
 class PairBank:
     """Pairs of noise z ~ N(0, I) and data x = f(z), read from disk on demand.
 
-    Use `PairBank.build`; the folder holds raw float32 in `z.bin` and `x.bin`, and `bank.json`.
+    Use `PairBank.build`; the folder holds raw float32 in `z.bin` and `x.bin`, of diffusion priors
+    the latents of z, too, and `bank.json`.
 
     Args:
         folder: Folder of a complete bank.
@@ -161,9 +163,10 @@ class PairBank:
             with _sole_builder(place):
                 meta = _read_meta(place) or fresh  # another process may have gone on meanwhile
                 if meta["done"] < size:
-                    _check_space(place, meta)
+                    widths = _widths(posterior, place, meta)
+                    _check_space(place, meta, widths)
                     with disk_errors(place):
-                        _generate(posterior, place, meta, seed, progress)
+                        _generate(posterior, place, meta, widths, seed, progress)
         return cls(place)
 
 
@@ -200,9 +203,17 @@ def _read_meta(folder: Path) -> dict | None:
     return meta
 
 
-def _check_space(folder: Path, meta: dict) -> None:
-    event = int(np.prod(meta["noise_shape"])) + int(np.prod(meta["data_shape"]))
-    needed = (meta["size"] - meta["done"]) * event * 4
+def _widths(posterior: Posterior, folder: Path, meta: dict) -> dict[str, int]:
+    """Bytes of a row of each column; one that an older version began without latents goes on so."""
+    widths = {"z": int(np.prod(meta["noise_shape"])) * 4, "x": int(np.prod(meta["data_shape"])) * 4}
+    begun = not meta["done"] or (folder / f"{LATENTS}.bin").is_file()
+    if begun and hasattr(posterior.prior, "denoise") and posterior.precision == "float32":
+        widths[LATENTS] = widths["z"]
+    return widths
+
+
+def _check_space(folder: Path, meta: dict, widths: dict[str, int]) -> None:
+    needed = (meta["size"] - meta["done"]) * sum(widths.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
@@ -211,10 +222,16 @@ def _check_space(folder: Path, meta: dict) -> None:
         )
 
 
-def _generate(posterior: Posterior, folder: Path, meta: dict, seed: int, progress: bool) -> None:
+def _generate(
+    posterior: Posterior,
+    folder: Path,
+    meta: dict,
+    widths: dict[str, int],
+    seed: int,
+    progress: bool,
+) -> None:
     from tqdm import tqdm
 
-    widths = {"z": int(np.prod(meta["noise_shape"])) * 4, "x": int(np.prod(meta["data_shape"])) * 4}
     files = {name: open(folder / f"{name}.bin", "ab") for name in widths}  # noqa: SIM115
     bar = tqdm(total=meta["size"], initial=meta["done"], desc="pair bank", disable=not progress)
     try:
@@ -227,7 +244,9 @@ def _generate(posterior: Posterior, folder: Path, meta: dict, seed: int, progres
             file.truncate(meta["done"] * widths[name])  # the rest belongs to no complete chunk
         while meta["done"] < meta["size"]:
             count = min(meta["chunk"], meta["size"] - meta["done"])
-            for name, value in _pairs(posterior, count, seed, meta["done"]).items():
+            for name, value in _pairs(
+                posterior, count, seed, meta["done"], LATENTS in widths
+            ).items():
                 files[name].write(value.numpy().tobytes())
                 files[name].flush()
                 os.fsync(files[name].fileno())
@@ -242,12 +261,18 @@ def _generate(posterior: Posterior, folder: Path, meta: dict, seed: int, progres
 
 
 @torch.no_grad()
-def _pairs(posterior: Posterior, count: int, seed: int, done: int) -> dict[str, Tensor]:
+def _pairs(
+    posterior: Posterior, count: int, seed: int, done: int, latent: bool
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + done)
     z = posterior.draw_noise(count, generator)
-    x = posterior.decode(z).float().cpu()
-    if not torch.isfinite(x).all():
+    if latent:
+        latents = posterior.denoise(z)
+        found = {"z": z, LATENTS: latents, "x": posterior.decode_latents(latents)}
+    else:
+        found = {"z": z, "x": posterior.decode(z)}
+    if not torch.isfinite(found["x"]).all():
         raise ValueError(
             f"{type(posterior.prior).__name__} returned non-finite data; no bank was built"
         )
-    return {"z": z.cpu(), "x": x}
+    return {name: value.float().cpu() for name, value in found.items()}

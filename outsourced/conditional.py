@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from outsourced.adapters import Adapted, add_adapters, shared_copy
 from outsourced.networks import zero_
 
 DEPTH = 3  # residual blocks of the encoder
@@ -99,7 +100,13 @@ def gaussian_loss(mean: Tensor, log_variance: Tensor, value: Tensor) -> Tensor:
     return 0.5 * (error + log_variance).flatten(1).mean(1)
 
 
-def widened(network: Any, inputs: int, outputs: int) -> Any:
+def widened(
+    network: Any,
+    inputs: int,
+    outputs: int,
+    adapters: int | None = None,
+    checkpointing: bool = False,
+) -> Any:
     """A trainable copy of a U-Net that takes further channels and gives further ones.
 
     At first it does not look at the former, and the latter are 0.
@@ -107,11 +114,28 @@ def widened(network: Any, inputs: int, outputs: int) -> Any:
     Args:
         network: A U-Net of diffusers, with `conv_in` and `conv_out`.
         inputs, outputs: How many.
+        adapters: Rank of trainable adapters of all layers but these two; the other weights are then
+            the U-Net's own, and frozen. By default all are copied and trained.
+        checkpointing: Keep few activations for the backward pass, and compute the others again.
+
+    Raises:
+        ValueError: A rank below 1, or adapters of a network in half precision, whose gradients
+            would vanish.
     """
-    found = copy.deepcopy(network).float().requires_grad_(True).train()
+    dtype = next(network.parameters()).dtype
+    if adapters is None:
+        found = copy.deepcopy(network).float().requires_grad_(True)
+    elif dtype == torch.float16:
+        raise ValueError("sampler.adapters needs prior.dtype=bfloat16 or float32, got float16")
+    else:
+        found = shared_copy(network)
+        add_adapters(found, adapters, ("conv_in", "conv_out"))
     found.conv_in = _padded(found.conv_in, inputs, 0)
     found.conv_out = _padded(found.conv_out, 0, outputs)
-    return found
+    found.train()  # U-Nets of some versions keep all activations otherwise
+    if checkpointing:
+        found.enable_gradient_checkpointing()
+    return found if adapters is None else Adapted(found, dtype)
 
 
 def _padded(old: Any, inputs: int, outputs: int) -> nn.Conv2d:

@@ -15,6 +15,8 @@ from outsourced.tasks.linear_estimate import DataGaussian, linear_estimate
 from outsourced.tasks.measurement import Measurement
 from outsourced.tasks.ridge import ridge_estimate
 
+CACHED = 32  # rows: of many, what autograd keeps of a decoder leaves the cache of a CPU
+
 
 class LatentView(ABC):
     """Part of `Posterior`; everything here passes by f, through the autoencoder alone."""
@@ -22,6 +24,8 @@ class LatentView(ABC):
     prior: Prior
     task: Task
     beta: float
+    prior_calls: int
+    chunk: int
 
     @abstractmethod
     def _pieces(self, count: int) -> Iterator[slice]: ...
@@ -31,6 +35,12 @@ class LatentView(ABC):
 
     @abstractmethod
     def _require_residual(self, what: str) -> None: ...
+
+    def denoise(self, z: Tensor) -> Tensor:
+        """Latents of a diffusion prior for noise z, in chunks: (B, *noise_shape) both."""
+        make: Any = self.prior.denoise
+        self.prior_calls += len(z)
+        return torch.cat([make(z[piece]) for piece in self._pieces(len(z))])
 
     def decode_latents(self, h: Tensor) -> Tensor:
         """x of latents h (B, *noise_shape) of a diffusion prior, in chunks: (B, *data_shape)."""
@@ -68,6 +78,15 @@ class LatentView(ABC):
         residual = math.sqrt(self.beta) * task.whitened_residual(x, obs)
         return Linearised(residual, push, pull)
 
+    def fitted_rows(self, device: torch.device) -> int:
+        """Rows that are linearised at once: those that fit into `prior.memory_gb`, and few where a
+        CPU is the faster for it."""
+        prior: Any = self.prior
+        most = min(self.chunk, CACHED) if device.type == "cpu" else self.chunk
+        if getattr(prior, "memory_gb", None):
+            most = min(most, prior.chunk_size(device, grad=True))
+        return most
+
     @property
     def estimates_latents(self) -> bool:
         """Whether there is a `latent_estimate`: y has an estimate of x without a prior."""
@@ -102,4 +121,6 @@ class LatentView(ABC):
         """Latents (B, *noise_shape) of images (B, *data_shape); a diffusion of pixels has them for
         latents."""
         encode: Any = getattr(self.prior, "encode", None)
-        return x if encode is None else encode(x)
+        if encode is None:
+            return x
+        return torch.cat([encode(x[piece]) for piece in self._pieces(len(x))])

@@ -1,18 +1,20 @@
 """Training losses of transports: denoising of latents, regression of the encoder, and the endpoints
 of a teacher."""
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from outsourced.bank import PairBank
+from outsourced.bank import LATENTS, PairBank
 from outsourced.losses import Losses, Result
 from outsourced.objectives import PathLikelihood
 from outsourced.tasks.base import Observation
 from outsourced.transport import NoiseTransport
 
-MOMENTS = 4096  # draws of the prior behind the mean and covariance of a first estimate
+MOMENTS = 4096  # draws of the prior behind the mean and covariance of a first estimate,
+BYTES = 2**30  # and how much memory they may take: fewer of large images, but more than axes
 
 
 class MatchingLosses(Losses):
@@ -33,8 +35,8 @@ class MatchingLosses(Losses):
     def _check(self) -> None:
         if not isinstance(self.objective, PathLikelihood):
             raise ValueError(
-                "sampler=transport learns simulated pairs; use objective=path_likelihood, got "
-                f"{type(self.objective).__name__}"
+                "sampler=transport learns pairs of latents and y; use objective=path_likelihood, "
+                f"got {type(self.objective).__name__}"
             )
 
     def store(self, bank: PairBank) -> None:
@@ -43,15 +45,16 @@ class MatchingLosses(Losses):
         Raises:
             ValueError: The bank is too small for the principal axes.
         """
-        about, prior, device = self.sampler.about, self.posterior.prior, self.posterior.device
+        about, posterior = self.sampler.about, self.posterior
         if about is not None:
             if len(bank) <= len(about.axes):
                 raise ValueError(
                     f"data.bank_size must be > sampler.axes = {len(about.axes)}, got {len(bank)}"
                 )
-            about.fill(bank.rows(torch.arange(min(MOMENTS, len(bank))))[1])
-        make: Any = prior.denoise
-        self.latents = bank.column("latents", lambda z: make(z.to(device)))
+            each = 4 * prod(posterior.data_shape)
+            count = min(MOMENTS, len(bank), max(BYTES // each, len(about.axes) + 1))
+            about.fill(bank.rows(torch.arange(count))[1])
+        self.latents = bank.column(LATENTS, lambda z: posterior.denoise(z.to(posterior.device)))
 
     def anchor(self, batch: dict[str, Any], count: int, cpu: torch.Generator) -> Result:
         """Likelihood of latents under the encoder's Gaussian alone."""
@@ -67,7 +70,7 @@ class MatchingLosses(Losses):
         h, obs = self._latents(batch, count, cpu)
         loss = self.sampler.matching_loss(h, obs, self.denoising_steps, device).mean()
         value = float(loss.detach())
-        return loss, {"loss": value, "loss/simulated": value}
+        return loss, {"loss": value, "loss/pairs": value}
 
     def distil(
         self, batch: dict[str, Any], count: int, cpu: torch.Generator, device: torch.Generator

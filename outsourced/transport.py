@@ -11,7 +11,7 @@ The map has no tractable density: samples have no weights, and what they are wor
 simulated observations (calibration) or by moves that leave the posterior invariant.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from outsourced.conditional import ObservationEncoder, gaussian_loss, widened
 from outsourced.guidance import Context
 from outsourced.levels import MOST, Levels
-from outsourced.linearised import Linearised, perturbed_fit
+from outsourced.linearised import Linearised
+from outsourced.refinement import fits, refined
 from outsourced.scoring import Path
 from outsourced.tasks.base import Observation
 from outsourced.tasks.linear_estimate import DataGaussian
@@ -39,6 +40,7 @@ class DiffusionProblem(Protocol):
     estimates_latents: bool
 
     def linearise_latents(self, h: Tensor, obs: Observation) -> Linearised: ...
+    def fitted_rows(self, device: torch.device) -> int: ...
     def latent_estimate(
         self, obs: Observation, about: DataGaussian | None = None
     ) -> Tensor | None: ...
@@ -64,6 +66,9 @@ class NoiseTransport(nn.Module):
         tolerance: At which a step of the inversion has converged, in standard deviations of the
             noise; smaller ones take more network calls.
         width: Hidden channels of the observation encoder.
+        adapters: Rank of low-rank adapters: they, the first and the last layer train, and G_y's
+            network has all other weights of the frozen one. By default all of a copy train.
+        checkpointing: Of G_y's network in training: less memory, a third more time.
         axes: Principal axes of the Gaussian of x that the first estimate of linear measurements
             supposes; each takes the memory of an image. By default that is the ridge estimate.
 
@@ -86,6 +91,8 @@ class NoiseTransport(nn.Module):
         tolerance: float = 0.001,
         width: int = 128,
         axes: int | None = None,
+        adapters: int | None = None,
+        checkpointing: bool = False,
     ):
         super().__init__()
         if tolerance <= 0:
@@ -100,7 +107,8 @@ class NoiseTransport(nn.Module):
         shapes = tuple(feature_shape), self.noise_shape
         self.encoder = ObservationEncoder(*shapes, conditioning.estimates_latents, width)
         channels = self.noise_shape[0]
-        self.network = widened(prior.network, channels + self.encoder.size, channels)
+        sizes = channels + self.encoder.size, channels
+        self.network = widened(prior.network, *sizes, adapters, checkpointing)
 
     @property
     def conditioning(self) -> DiffusionProblem:
@@ -160,7 +168,7 @@ class NoiseTransport(nn.Module):
             temperature: Standard deviation of the noise, and of that of the refinement.
             refine: Conjugate gradients of each fit, in the place of the sampler's own.
         """
-        rounds = self.refine if refine is None else refine
+        problem, rounds = self.conditioning, self.refine if refine is None else refine
         context = (self.encode(obs) if context is None else context).repeat(n)
         like, rows = context.embedding, n * len(obs)
 
@@ -171,13 +179,12 @@ class NoiseTransport(nn.Module):
         noise = normal(*self.noise_shape)
         shifts = normal(obs.y[0].numel()) if rounds else None
         ends = []
-        for piece in torch.arange(rows, device=like.device).split(self.conditioning.chunk):
+        for piece in torch.arange(rows, device=like.device).split(problem.chunk):
             part = context.select(piece)
             h = self.latents(noise[piece], part)
-            for steps in rounds:
-                assert shifts is not None
-                at = self.conditioning.linearise_latents(h, part.obs)
-                h = h + perturbed_fit(at, shifts[piece], steps)
+            if shifts is not None:
+                linearise, most = problem.linearise_latents, problem.fitted_rows(h.device)
+                h = refined(linearise, h, part.obs, shifts[piece], rounds, most)
             ends.append(h)
         shape = (n, len(obs))
         return noise.unflatten(0, shape), torch.cat(ends).unflatten(0, shape)
@@ -233,30 +240,6 @@ class NoiseTransport(nn.Module):
             error = output - self.levels.output(h, noise, level)
             total = total + error.square().flatten(1).mean(1)
         return total / steps + REGRESSION * gaussian_loss(*self.encoder.gaussian(embedding), h)
-
-
-def fits(
-    refine: int | Sequence[int], black_box: str | None, name: str = "sampler.refine"
-) -> tuple[int, ...]:
-    """Conjugate gradients of each fit of a refinement.
-
-    Args:
-        refine: Of one fit, 0 for none; or of each.
-        black_box: Of the problem that is fitted.
-        name: Of the setting.
-
-    Raises:
-        ValueError: Negative numbers, fits without steps in a list, or a black box.
-    """
-    found = tuple(refine) if isinstance(refine, Iterable) else (refine,) * (refine != 0)
-    if not all(isinstance(steps, int) and steps >= 1 for steps in found):
-        raise ValueError(f"{name} must be >= 0 steps or a list of numbers >= 1, got {refine}")
-    if found and black_box is not None:
-        raise ValueError(
-            f"{name}={refine} needs the gradient of log r, but {black_box} is a black box; use "
-            f"{name}=0"
-        )
-    return found
 
 
 def _levels(prior: Any, steps: int | None, between: Sequence[float] | None) -> Levels:

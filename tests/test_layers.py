@@ -31,14 +31,14 @@ LAYERS = (
     {"control"},
     {"guidance"},
     {"anchoring"},
-    {"pictures", "lookup", "low_rank", "conditional"},
+    {"pictures", "lookup", "low_rank", "conditional", "refinement"},
     {
         *("moves", "priors", "tasks", "networks", "encoders", "reference", "kernels"),
         *("laplace", "climb", "objectives", "levels", "linearised"),
         *("metrics", "data", "figures", "zoo"),
         *("classifiers", "settings", "run", "checkpoint", "annealing", "loggers", "commands"),
     },
-    {"weights", "allocator", "least_squares"},
+    {"weights", "allocator", "least_squares", "adapters"},
 )
 RANK = {unit: rank for rank, layer in enumerate(reversed(LAYERS)) for unit in layer}
 OUTSIDE = {"train", "sample", "benchmarks"}  # units that lie beside the package, not in it
@@ -59,7 +59,7 @@ RESERVED = {
 # Third-party packages that take seconds to import: imported where they are used.
 HEAVY = {
     *("diffusers", "deepinv", "transformers", "gradio", "matplotlib", "sklearn", "torchmetrics"),
-    *("lightning", "pytorch_lightning", "wandb"),
+    *("lightning", "pytorch_lightning", "wandb", "peft"),
 }
 
 

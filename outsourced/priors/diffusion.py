@@ -158,7 +158,7 @@ class DiffusionPrior(Prior):
     def denoise(self, z: Tensor) -> Tensor:
         """What the sampler carries noise (B, *noise_shape) to before it is decoded: pixels or
         scaled latents, of the same shape, in the dtype of z."""
-        return self.schedule.integrate(self._predict, z.to(self.dtype)).to(z.dtype)
+        return self._in_chunks(lambda part: self.schedule.integrate(self._predict, part), z)
 
     def invert(
         self, h: Tensor, tolerance: float = TOLERANCE, most: int = MOST
@@ -203,7 +203,14 @@ class DiffusionPrior(Prior):
 
     def image(self, h: Tensor) -> Tensor:
         """x = f(z) of h = denoise(z), (B, C, H, W), in the dtype of h."""
-        return self._finish(self.decode(h.to(self.dtype))).to(h.dtype)
+        return self._in_chunks(lambda part: self._finish(self.decode(part)), h)
+
+    def _in_chunks(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+        """A function of a batch, in the network's dtype, in chunks that fit into `memory_gb`."""
+        grad = torch.is_grad_enabled() and value.requires_grad
+        size = self.chunk_size(value.device, grad) if self.memory_gb else max(len(value), 1)
+        parts = [function(part.to(self.dtype)) for part in value.split(size)]
+        return torch.cat(parts).to(value.dtype)
 
     def chunk_size(self, device: torch.device, grad: bool) -> int:
         """Samples whose activations fit into `memory_gb`, 1 at least."""

@@ -9,13 +9,14 @@ import torch
 from tqdm import tqdm
 
 from outsourced.posterior import Posterior
+from outsourced.refinement import fits
 from outsourced.sampler import NoiseSampler
 from outsourced.solvers import corrections
 from outsourced.solvers.base import Samples, check_request, clock
 from outsourced.solvers.corrections import Draws, Target
 from outsourced.solvers.transition import KERNELS, check_kernel
 from outsourced.tasks.base import Observation
-from outsourced.transport import NoiseTransport, fits
+from outsourced.transport import NoiseTransport
 
 RESAMPLING = ("importance", "smc")
 CORRECTIONS = (None, *RESAMPLING, "imh", *KERNELS)

@@ -32,8 +32,8 @@ def scene_and_parts(folder: Path) -> tuple[Scene, Parts]:
 def test_operations_are_those_of_the_call(name: str, scene_and_parts: tuple[Scene, Parts]) -> None:
     """The formula of each row against a count of its real call, which checkpoints cut a bit short.
 
-    Mutant: one prompt in a guided call, no second forward pass under checkpoints, one path, one
-    kernel, a batch that is not multiplied, attention or the encoder left out.
+    Mutant: one prompt in a guided call, no second forward pass under checkpoints, fits without
+    backward passes, a batch that is not multiplied, attention or the encoder left out.
     """
     scene, parts = scene_and_parts
     action = ROWS[name].prepare(scene)
@@ -59,12 +59,12 @@ def test_rows_do_what_they_say(scene_and_parts: tuple[Scene, Parts]) -> None:
         moved = any(
             not torch.equal(a, b) for a, b in zip(weights, scene.sampler.parameters(), strict=True)
         )
-        assert moved == (name in ("pairs", "path"))
+        assert moved == (name == "pairs")
         calls[name] = scene.posterior.prior_calls - before
         assert len(scene.prior.embeddings) == 1 + ("guided" in name)
     assert calls == {
-        **{"f": 1, "f_guided": 1, "f_batch": 8, "f_gradient": 1, "f_guided_gradient": 1},
-        **{"psld": 0, "pairs": 0, "path": 2, "pass": 0},
+        **{"f": 1, "f_guided": 1, "f_batch": 8, "f_gradient": 1},
+        **{"psld": 0, "pairs": 0, "pass": 0},
     }
 
 
@@ -163,7 +163,7 @@ def test_command_continues_and_refuses(
     assert text.endswith("The end.\n")
     assert "old" not in text
     assert text.index("f(z), 3 DDIM steps, guidance 1 |") < text.index(
-        "a pass of the sampler, K = 4"
+        "a posterior sample, 2 network calls, fits of 2, 1 steps"
     )
     for more, message in (
         ((), "rows with size = tiny, this call has full"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from outsourced.latents import CACHED
 from outsourced.posterior import Posterior
 from outsourced.priors import LatentDiffusionPrior
 from outsourced.priors.base import Prior
@@ -35,6 +36,20 @@ class Decoder(Prior):
 def inpainting(beta: float = 1.0, **options) -> Posterior:
     task = Inpaint(DATA, sigma=0.1, mask=RandomBox(2, 4))
     return Posterior(Decoder(), task, beta=beta, **options)
+
+
+def test_few_rows_are_linearised_at_once():
+    """As many as a chunk, a CPU's cache and the prior's memory allow.
+
+    Mutants: memory without the backward pass, the largest of the bounds.
+    """
+    posterior, cpu, other = inpainting(), torch.device("cpu"), torch.device("meta")
+    assert (posterior.fitted_rows(cpu), posterior.fitted_rows(other)) == (CACHED, posterior.chunk)
+    posterior.chunk = 5
+    assert (posterior.fitted_rows(cpu), posterior.fitted_rows(other)) == (5, 5)
+    posterior.prior.memory_gb = 1.0
+    posterior.prior.chunk_size = lambda device, grad: 3 if grad else 4
+    assert (posterior.fitted_rows(cpu), posterior.fitted_rows(other)) == (3, 3)
 
 
 def test_products_are_those_of_the_residual():

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from outsourced.least_squares import least_squares
 from outsourced.linearised import Linearised, perturbed_fit
+from outsourced.refinement import refined
+from outsourced.tasks.base import Observation
 
 M, D = 7, 4
 
@@ -95,3 +97,30 @@ def test_damped_least_squares_are_ridge_regression():
         torch.testing.assert_close(found[row], exact, rtol=1e-6, atol=1e-6)
     early = least_squares(at.push, at.pull, right, 2, damping).flatten(1)
     assert (early.norm(dim=1) < found.norm(dim=1)).all()
+
+
+def test_rows_are_fitted_alike_however_many_at_once():
+    """Each with its own noise, observation and start. Mutants: the first rows' noise or observation
+    in all pieces, pieces in another order, a fit about the start in the place of the one before."""
+    generator = torch.Generator().manual_seed(5)
+    jacobian = torch.randn(M, 4, generator=generator, dtype=torch.float64)
+    h, noise = torch.randn(7, 2, 2, generator=generator), torch.randn(7, M, generator=generator)
+    obs = Observation(torch.randn(7, M, generator=generator), {}, torch.ones(7))
+
+    def linearise(h: Tensor, obs: Observation) -> Linearised:
+        signal = h.flatten(1).double() @ jacobian.T
+        slope = 1 + 3 * signal.square()
+        return Linearised(
+            signal + signal**3 - obs.y,
+            push=lambda d: slope * (d.flatten(1) @ jacobian.T),
+            pull=lambda u: ((slope * u) @ jacobian).unflatten(1, (2, 2)),
+        )
+
+    whole = refined(linearise, h.double(), obs, noise.double(), (2, 1), 7)
+    for rows in (1, 3, 100):
+        found = refined(linearise, h.double(), obs, noise.double(), (2, 1), rows)
+        torch.testing.assert_close(found, whole)
+    at = h.double()
+    for steps in (2, 1):
+        at = at + perturbed_fit(linearise(at, obs), noise.double(), steps)
+    torch.testing.assert_close(whole, at)

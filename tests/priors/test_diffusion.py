@@ -171,6 +171,9 @@ def test_memory_budget_splits_the_batch(ddpm_folder):
     z = noise(whole, 5)
     torch.testing.assert_close(parts(z), whole(z), rtol=1e-4, atol=1e-5)
     assert sizes == [2, 2, 2, 2, 2, 2, 1, 1, 1]
+    sizes.clear()
+    torch.testing.assert_close(parts.denoise(z), whole.denoise(z), rtol=1e-4, atol=1e-5)
+    assert sizes == [2, 2, 2, 2, 2, 2, 1, 1, 1]
     cpu = torch.device("cpu")
     assert parts.chunk_size(cpu, grad=True) == 1
     assert prior(ddpm_folder, memory_gb=1e-9).chunk_size(cpu, grad=False) == 1

@@ -16,9 +16,9 @@ LARGE = sorted(
 )
 # One step of each kind, on images of 32 x 32 (`tiny` and `tiny_ldm`).
 DRY = [
-    *("prior.steps=2", "sampler.lookup=4", "sampler.width=16", "sampler.embedding=8"),
-    *("sampler.depth=2", "sampler.steps=3", "data.bank_size=8", "data.bank_chunk=4"),
-    *("trainer.max_steps=2", "trainer.warm_steps=1", "trainer.evaluate_every=0", "logger=none"),
+    *("prior.steps=2", "sampler.steps=2", "sampler.width=16", "sampler.adapters=2"),
+    *("trainer.batch=2", "trainer.anchor_batch=2", "data.bank_size=8", "data.bank_chunk=4"),
+    *("trainer.max_steps=2", "trainer.anchor_steps=1", "trainer.evaluate_every=0", "logger=none"),
     *("evaluate.observations=1", "evaluate.n=2", "run=r", "prior.dtype=float32"),
     *("lightning.accelerator=cpu", "+lightning.enable_progress_bar=false"),
 ]
@@ -39,8 +39,8 @@ def settings(name: str):
 def test_settings_are_consistent(name) -> None:
     """What a training would refuse, or pay for in vain, hours after its bank was begun.
 
-    Mutant: a task of another experiment, a bank that the lookup eats up, likelihood of a black box,
-    moves and replay that the path-wise gradient never uses.
+    Mutant: a task of another experiment, settings of a prior that an experiment loses, a copy of
+    the whole network, axes that are images in the weights of a run.
     """
     cfg = settings(name)
     base, _, task = name.partition("_")
@@ -51,19 +51,23 @@ def test_settings_are_consistent(name) -> None:
             plain = compose("train", overrides=[f"task={task}", "run=r"])
         assert cfg.task._target_ == plain.task._target_
         assert cfg.task.sigma == 0.05
-    assert cfg.objective._target_.endswith("ReverseKL")
-    assert cfg.data.bank_size >= 2 * cfg.sampler.lookup
+    assert cfg.objective._target_.endswith("PathLikelihood")
+    assert cfg.sampler._target_.endswith("NoiseTransport")
     assert cfg.data.bank_size % cfg.data.bank_chunk == 0
-    assert cfg.sampler.informed == "anchor"
-    assert cfg.paths.weights.replay == cfg.paths.weights.refined == 0
-    assert cfg.trainer.warm_steps < cfg.trainer.max_steps
+    assert cfg.sampler.adapters
+    assert cfg.sampler.checkpointing
+    assert cfg.sampler.axes is None
+    assert cfg.prior.dtype == "bfloat16"
+    assert cfg.trainer.anchor_steps < cfg.trainer.max_steps
     assert cfg.trainer.save_every <= 100  # minutes on the accelerators that docs/sd15.md names
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "sd15_inpaint")) for name in LARGE],
+)
 def test_dry_run(name, train, sample, tmp_path) -> None:
-    """Bank, a warm step, a path-wise step, evaluation and samples, on random weights.
+    """Bank, a step of the encoder, one of the network, evaluation and samples, on random weights.
 
     Mutant: a key that the prior, the task or the sampler does not know, measurements that the
     encoder cannot read, a task without gradients.
@@ -85,15 +89,13 @@ def test_dry_run(name, train, sample, tmp_path) -> None:
     ("name", "size"), [("sd15_inpaint", "sd15"), ("ffhq256_superres", "ldm256")]
 )
 def test_dry_run_in_full_size(name, size, train, sample, tmp_path) -> None:
-    """The same with networks of the full size, two steps of the prior, 128 or 64 pixels: a minute,
-    and less than 8 GiB.
+    """The same with networks of the full size, two steps of the prior, 128 or 64 pixels.
 
     Mutant: settings that only fit small networks, such as groups of channels.
     """
     folder = write_pipeline(size, tmp_path / "pipeline")
-    few = [text for text in DRY if "width" not in text and "depth" not in text]
-    few += ["prior.dtype=bfloat16", "sampler.lookup=1", "data.bank_size=3", "trainer.batch=1"]
-    few += ["paths.n=1", "trainer.groups=1"]
+    few = [text for text in DRY if "width" not in text and "adapters" not in text]
+    few += ["prior.dtype=bfloat16", "data.bank_size=3", "trainer.batch=1"]
     if size == "sd15":
         few += ["prior.image_size=128", "task.mask.min_side=32", "task.mask.max_side=64"]
     else:
