@@ -14,6 +14,8 @@ from outsourced.solvers.amortized import Amortized
 from outsourced.solvers.diagnostics import FEWEST
 
 AMORTISED, DISTILLED = "amortised", "distilled"
+ALL = "all"  # run folder PRIOR-all, of a mixture of operators
+GENERAL = f"{AMORTISED}, all operators"
 REFINED = f"{AMORTISED}, refined"
 TEMPERED = f"{REFINED}, temperature 0.5"
 COOLED = f"{REFINED}, temperature 0"
@@ -46,7 +48,7 @@ class Contender:
         settings: changed ones.
         dear: further changes where one f(z) is many network calls: chains of about the seconds a
             sample that PSLD takes for 1000 steps.
-        run: of the amortised ones, which run folder: PRIOR-TASK, and this behind it.
+        run: of the amortised ones, which run folder: PRIOR-TASK, and this behind it; or `ALL`.
         mean: samples of each observation whose mean is judged, 0 for the samples themselves.
         limited: a chain of as many moves as fit into the time of the amortised sampler's run.
         samples: of each observation, `--n` by default.
@@ -191,6 +193,7 @@ INVERSE = (
     corrected("importance"),
     corrected("pcn"),
     corrected("mala"),
+    Contender(GENERAL, "amortized", run=ALL),
     Contender(DISTILLED, "amortized", run=DISTILLED),
     *guided("psld", "psld"),
     *guided("psld paper", "psld", variant="paper"),

@@ -20,8 +20,8 @@ from benchmarks.contenders import AMORTISED, COOLED, INVERSE, Contender
 from benchmarks.driver import call, parser, render, surroundings
 from benchmarks.inverse_report import headline, report
 from benchmarks.pictures import cases, draw
+from benchmarks.setting import prepare
 from benchmarks.side_by_side import Table, add_cells, fill, named
-from benchmarks.solver_cells import prepare
 from benchmarks.tables import read_csv
 from outsourced.figures import Case
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks import solver_report
-from benchmarks.contenders import AMORTISED, COOLED, DISTILLED, REFINED, TEMPERED
+from benchmarks.contenders import AMORTISED, COOLED, DISTILLED, GENERAL, REFINED, TEMPERED
 from benchmarks.driver import told
 from benchmarks.tables import Column, Record, markdown
 from benchmarks.targets import figure, least, per_instance, targets, with_break_even
@@ -18,6 +18,7 @@ COLUMNS = (
     Column("refined_perceptual", "refined", ".3f"),
     Column("tempered_perceptual", "at T = 0.5", ".3f"),
     Column("cooled_perceptual", "at T = 0", ".3f"),
+    Column("general_perceptual", "one for all tasks", ".3f"),
     Column("rival_perceptual", "other's", ".3f"),
     Column("frechet", "Fréchet", ".1f"),
     Column("refined_frechet", "refined", ".1f"),
@@ -48,7 +49,7 @@ def lines(records: Sequence[Record]) -> list[Record]:
         if AMORTISED not in by_name:
             continue
         rival = least(per_instance(rows), "perceptual") or {}
-        names = {"refined": REFINED, "tempered": TEMPERED, "cooled": COOLED}
+        names = {"refined": REFINED, "tempered": TEMPERED, "cooled": COOLED, "general": GENERAL}
         beside = {"rival": rival} | {kind: by_name.get(name, {}) for kind, name in names.items()}
         line = {**by_name[AMORTISED], "rival": rival.get("solver", "")}
         line |= {f"{whose}_{k}": row.get(k, "") for whose, row in beside.items() for k in BESIDE}
@@ -67,7 +68,8 @@ def headline(records: Sequence[Record]) -> str:
         f"{markdown(rows, COLUMNS)}\n\n{targets(records)}\n\n"
         f"{first['images']} held-out images, sigma = {first['sigma']}. Refined: "
         "`solver.refine=[2,2,2]`. T: `solver.temperature` of refined samples, which are draws of "
-        "the posterior at T = 1, nearer to its middle below, and at T = 0 one estimate. "
+        "the posterior at T = 1, nearer to its middle below, and at T = 0 one estimate. One for "
+        "all tasks: samples of a single sampler, trained on a mixture of operators. "
         f"All solvers and columns are in docs/inverse.md. {told(first)}."
     )
 

@@ -10,7 +10,8 @@ from typing import Any
 from benchmarks.contenders import AMORTISED, Contender
 from benchmarks.driver import add_device, kept
 from benchmarks.reach import REACH, reachable, reached
-from benchmarks.solver_cells import Setting, begin, measure
+from benchmarks.setting import Setting
+from benchmarks.solver_cells import begin, measure
 from benchmarks.solver_report import REAL
 from benchmarks.tables import Record, write_csv
 from outsourced.build import code_version

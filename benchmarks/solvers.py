@@ -17,8 +17,8 @@ from dataclasses import replace
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.driver import call, parser, render, surroundings
 from benchmarks.pictures import cases, draw
+from benchmarks.setting import prepare
 from benchmarks.side_by_side import Table, add_cells, fill, named
-from benchmarks.solver_cells import prepare
 from benchmarks.solver_report import report
 from benchmarks.tables import read_csv
 from outsourced.figures import Case

@@ -63,6 +63,11 @@ class Deblur(Measurement):
         draw = partial(_filter_params, kernel) if kernel.varies else None
         super().__init__(physics, shape, sigma, draw, noise)
 
+    @property
+    def fixed_params(self) -> dict[str, Tensor]:
+        """The kernel, where it is the same for all."""
+        return {} if self.param_shapes else {"filter": self.physics.filter}
+
     def describe(self, name: str, value: Tensor) -> list[Tensor]:
         """The kernel in the middle of the grid, and its transfer function in every pixel."""
         return [value, transfer(value)]

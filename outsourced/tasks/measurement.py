@@ -87,6 +87,12 @@ class Measurement(Whitened):
         sigma = torch.full((2,), self.noise_level.lo, device=device)
         self.feature_shape = tuple(self.features(Observation(y, params, sigma)).shape[1:])
 
+    @property
+    def fixed_params(self) -> dict[str, Tensor]:
+        """What a fixed operator has for parameters where a drawn one of its kind has some, each
+        (1, ...)."""
+        return {}
+
     def sample_operator(
         self, n: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:

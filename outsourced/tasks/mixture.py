@@ -81,6 +81,40 @@ class Mixture(Measurement):
         users = [name in task.param_shapes for task in self.switch.parts]
         return self.switch.draw(torch.tensor([users.index(True)]), generator)
 
+    def adopt(self, name: str, task: Measurement, obs: Observation) -> Observation:
+        """Observations of another task as those of an operator of the mixture, of the same
+        likelihood; kernels smaller than the mixture's get a border of zeros.
+
+        Args:
+            name: of the operator, in `tasks`.
+            task: whose observations they are.
+            obs: B of them.
+
+        Raises:
+            ValueError: no operator of this name, or one with other parameters or measurements.
+        """
+        switch = self.switch
+        if name not in switch.tasks:
+            raise ValueError(f"a mixture of {', '.join(switch.tasks)} has no operator {name!r}")
+        part: Measurement = switch.tasks[name]  # type: ignore[assignment]
+        own = {**task.fixed_params, **obs.params}
+        if own.keys() != part.param_shapes.keys() or task.measurement_shape != (
+            part.measurement_shape
+        ):
+            raise ValueError(
+                f"operator {name!r} has parameters {sorted(part.param_shapes)} and measurements of "
+                f"shape {part.measurement_shape}, got {sorted(own)} and {task.measurement_shape}"
+            )
+        count, device = len(obs), obs.y.device
+        params = {
+            key: torch.zeros(count, *shape, dtype=switch.dtypes[key], device=device)
+            for key, shape in switch.shapes.items()
+        }
+        for key, value in own.items():
+            params[key] = _bordered(key, value.expand(count, *value.shape[1:]), switch.shapes[key])
+        kind = torch.full((count,), list(switch.tasks).index(name), device=device)
+        return Observation(switch.padded(obs.y), {KIND: kind, **params}, obs.sigma)
+
     def observed(self, y: Tensor, params: dict[str, Tensor]) -> Tensor:
         """Return which entries of y the noise reaches, boolean (B, width); none of the padding."""
         return self.switch.observed(y, **params)
@@ -130,6 +164,17 @@ class Mixture(Measurement):
             return task.pairwise_log_reward(x, switch.part(task, obs, index)).T
 
         return switch.each(obs.params[KIND], scores).T
+
+
+def _bordered(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A parameter (B, ...) of the mixture's own shape, or in the middle of zeros."""
+    found = tuple(value.shape[1:])
+    if found == shape:
+        return value
+    gaps = [large - small for small, large in zip(found, shape, strict=True)]
+    if name != "filter" or min(gaps) < 0 or any(gap % 2 for gap in gaps):
+        raise ValueError(f"parameter {name!r} must be of shape {shape}, got {found}")
+    return F.pad(value, [gap // 2 for gap in reversed(gaps) for _ in (0, 1)])
 
 
 def _draw(

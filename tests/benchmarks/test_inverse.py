@@ -9,13 +9,23 @@ import torch
 
 from benchmarks import inverse, side_by_side
 from benchmarks.calibrating import against_draws, blocks
-from benchmarks.contenders import AMORTISED, COOLED, DISTILLED, INVERSE, REFINED, TEMPERED
+from benchmarks.contenders import (
+    ALL,
+    AMORTISED,
+    COOLED,
+    DISTILLED,
+    GENERAL,
+    INVERSE,
+    REFINED,
+    TEMPERED,
+)
 from benchmarks.inverse_report import headline, lines, report
 from benchmarks.limits import lengthened, moves_within
 from benchmarks.means import Mean
 from benchmarks.merit import Cases
+from benchmarks.setting import Setting, Trained
 from benchmarks.side_by_side import Table, amortised_seconds
-from benchmarks.solver_cells import Setting, Trained, begin, calibrated
+from benchmarks.solver_cells import begin, calibrated
 from benchmarks.solver_report import REAL
 from benchmarks.tables import Record, read_csv
 from benchmarks.targets import break_even, targets, with_break_even
@@ -24,7 +34,7 @@ from outsourced.posterior import Posterior
 from outsourced.priors import LinearGaussian
 from outsourced.solvers import Pcn
 from outsourced.solvers.base import Samples
-from outsourced.tasks import Denoise, LinearMeasurement
+from outsourced.tasks import Denoise, LinearMeasurement, Mixture, SuperResolution
 
 BY_NAME = {contender.name: contender for contender in INVERSE}
 
@@ -130,7 +140,7 @@ def test_fits_of_simulated_images_are_to_their_own_observations() -> None:
 
     setting = Setting({}, posterior, real, None, simulated=Cases("simulated", simulated, truth))  # type: ignore[arg-type]
     args = Namespace(device=torch.device("cpu"), seed=0, progress=False)
-    found = calibrated(solver, posterior, 3, setting, args)
+    found = calibrated(BY_NAME["pcn"], solver, 3, setting, args)
     assert found["residual_simulated"] == pytest.approx(1.0, rel=1e-4)
     assert found["cover_50"] <= 0.5
 
@@ -167,6 +177,42 @@ def test_cells_know_their_run_and_the_time_of_the_amortised_one(tmp_path: Path) 
     assert (mean[0].count, mean[0].solver.sampler) == (16, "teacher")
 
 
+def test_one_sampler_of_all_operators_sees_each_as_its_own() -> None:
+    """Its own task, sampler and parameters, on the same images, real and simulated.
+
+    Mutants: observations of the single task, the mixture's first operator, the specialist's
+    posterior.
+    """
+    mixture = Mixture(
+        (1, 8, 8),
+        {"sharp": Denoise((1, 8, 8), 0.5), "superres_x4": SuperResolution((1, 8, 8), 2, 0.5)},
+    )
+    task, general = SuperResolution((1, 8, 8), 2, 0.5), BY_NAME[GENERAL]
+    prior = LinearGaussian(dim=2)
+    x = images(3, seed=7)
+    obs = task.sample(x, torch.Generator().manual_seed(0))
+    setting = Setting({"prior": "p", "task": "superres"}, Posterior(prior, task), obs, None)  # type: ignore[arg-type]
+    assert begin(general, setting) is None
+    problem = Problem(Posterior(prior, mixture), "general")  # type: ignore[arg-type]
+    setting.trained[ALL] = Trained(problem, 9.0, "K = 2", "superres_x4")
+    found = setting.seen(general, obs)
+    assert found.params["kind"].tolist() == [1, 1, 1]
+    other = images(3, seed=8)
+    torch.testing.assert_close(mixture.log_reward(other, found), task.log_reward(other, obs))
+    assert setting.problem(general) == (problem.posterior, "general")
+    assert setting.seen(BY_NAME["pcn"], obs) is obs
+    setting.simulated = Cases("simulated", obs, x)
+    kinds = []
+
+    def solver(obs, n, generator, progress) -> Samples:
+        kinds.append(obs.params["kind"])
+        return Samples(x.expand(n, -1, -1, -1, -1), None, None, 0, 0.0)
+
+    args = Namespace(device=torch.device("cpu"), seed=0, progress=False)
+    assert calibrated(general, solver, 3, setting, args)["residual_simulated"] < 1.5
+    assert kinds[0].tolist() == [1, 1, 1]
+
+
 def rows(task: str = "inpaint", **ours: float) -> list[Record]:
     """A task: ours takes 10 ms and 5 minutes of training, psld 3 s, its paper's variant 4 s."""
     around = {"machine": "m", "threads": "1", "torch": "2", "device": "H100", "images": "128"}
@@ -181,6 +227,7 @@ def rows(task: str = "inpaint", **ours: float) -> list[Record]:
     named = {REAL: {"frechet": 7.0}, AMORTISED: good, DISTILLED: {**good, "seconds": 0.005}}
     named |= {REFINED: {**good, "perceptual": 0.22, "residual": 1.01, "frechet": 19.0}}
     named |= {TEMPERED: {**good, "perceptual": 0.21, "frechet": 25.0}}
+    named |= {GENERAL: {**good, "perceptual": 0.23}}
     named |= {COOLED: {**good, "perceptual": 0.24 + good["perceptual"] / 1e3}}
     named |= {"psld, 1000": psld, "psld paper, 1000": paper, "pcn, same time": fast}
     return [{**around, "solver": name, **figures} for name, figures in named.items()]
@@ -257,7 +304,9 @@ def test_report_and_headline_are_of_the_rows() -> None:
     assert (line["rival"], line["rival_perceptual"]) == ("psld paper, 1000", 0.25)
     assert (line["perceptual"], line["distilled_seconds"]) == (0.2, 0.005)
     short = headline(rows())
-    row = "| fashion_sd | inpaint | psld paper, 1000 | 0.200 | 0.220 | 0.210 | 0.240 | 0.250 "
+    row = (
+        "| fashion_sd | inpaint | psld paper, 1000 | 0.200 | 0.220 | 0.210 | 0.240 | 0.230 | 0.250 "
+    )
     row += "| 20.0 | 19.0 | 25.0 | 20.0 | 40.0 | 1.050 | 1.010 | "
     assert row in short
     assert "H100, m, 1 thread(s), torch 2" in short
@@ -272,7 +321,14 @@ def test_solvers_have_the_samples_that_they_are_worth() -> None:
     args = Namespace(solvers=None, quick=False, n=16, others=2, calibrate="all")
     found = {c.name: c for c in inverse.chosen(args)}
     assert {name: c.samples for name, c in found.items() if c.samples != 2} == {
-        **{AMORTISED: 16, f"{AMORTISED}, mean of 16": 1, REFINED: 16, TEMPERED: 16, COOLED: 1},
+        **{
+            AMORTISED: 16,
+            f"{AMORTISED}, mean of 16": 1,
+            REFINED: 16,
+            TEMPERED: 16,
+            COOLED: 1,
+            GENERAL: 16,
+        },
         **{DISTILLED: 16, "pcn": 16, "hmc": 16},
         **{f"{AMORTISED} + {kind}": 16 for kind in ("importance", "pcn", "mala")},
     }
@@ -282,7 +338,7 @@ def test_solvers_have_the_samples_that_they_are_worth() -> None:
     args.calibrate = AMORTISED
     kept = [c.name for c in inverse.chosen(args) if c.calibrated]
     assert all(name.startswith((AMORTISED, DISTILLED)) for name in kept)
-    assert len(kept) == 6
+    assert len(kept) == 7
     args.others = 0
     with pytest.raises(ValueError, match="--others must be >= 1, got 0"):
         inverse.chosen(args)
@@ -303,12 +359,15 @@ def test_command_trains_measures_and_resumes(
     call += ["--readme", str(tmp_path / "README.md"), "--train", f"data.bank_folder={tmp_path}"]
     inverse.main(call)
     found = {row["solver"]: row for row in read_csv(tmp_path / "docs" / "i.csv")}
-    missing = {DISTILLED, REFINED, TEMPERED, COOLED}  # only transports are refined
+    missing = {DISTILLED, REFINED, TEMPERED, COOLED, GENERAL}  # only transports are refined
     expected = [c.name for c in INVERSE if c.name.split(",")[0] in ("pcn", "hmc") or c.amortised]
     assert list(found) == [REAL, *(name for name in expected if name not in missing)]
     assert 0 < float(found[AMORTISED]["cover_90"]) <= 1
     assert float(found["pcn, same time"]["draws"]) == 2
-    assert f"untrained: {REFINED}; {TEMPERED}; {COOLED}; {DISTILLED}" in capsys.readouterr().out
+    assert (
+        f"untrained: {REFINED}; {TEMPERED}; {COOLED}; {GENERAL}; {DISTILLED}"
+        in capsys.readouterr().out
+    )
     text = (tmp_path / "docs" / "i.md").read_text()
     assert "no task has the rows for it" in text
     assert "### fashion_vae, destripe" in text

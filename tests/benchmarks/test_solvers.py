@@ -11,8 +11,9 @@ from torch import Tensor
 from benchmarks import side_by_side, solvers
 from benchmarks.contenders import AMORTISED, CONTENDERS, QUICK, described
 from benchmarks.pictures import cases, store
+from benchmarks.setting import Setting
 from benchmarks.side_by_side import Table
-from benchmarks.solver_cells import Setting, begin, measure
+from benchmarks.solver_cells import begin, measure
 from benchmarks.solver_report import REAL, report
 from benchmarks.tables import read_csv
 from benchmarks.worth import Judge

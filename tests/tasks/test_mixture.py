@@ -227,3 +227,45 @@ def test_errors_name_the_part():
         ValueError, match=r"weights must be a number > 0 for each of a, got \{'b': 1\}"
     ):
         Mixture(SHAPE, {"a": small}, {"b": 1})
+
+
+def test_adopts_observations_of_single_tasks(task) -> None:
+    """The same likelihood of any image, for fixed kernels and for smaller ones, too.
+
+    Mutants: another operator, a kernel that is moved, cut or forgotten, padding that counts, the
+    noise level of the mixture.
+    """
+    x = images(3)
+    singles = {
+        "inpaint": PARTS["inpaint"](),
+        "superres": PARTS["superres"](),
+        "gaussian": Deblur(SHAPE, GaussianKernel(0.9, 5), 0.3),
+        "motion": Deblur(SHAPE, MotionKernel(5), 0.5),
+        "sensing": PARTS["sensing"](),
+        "denoise": Denoise(SHAPE, 0.05),
+    }
+    for name, single in singles.items():
+        obs = single.sample(x, generator())
+        adopted = task.adopt(name, single, obs)
+        task.check(adopted)
+        other = images(3, 7)
+        found, wanted = task.log_reward(other, adopted), single.log_reward(other, obs)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-2)
+        assert torch.equal(adopted.sigma, obs.sigma)
+        clean = task.apply(x, adopted.params)
+        torch.testing.assert_close(
+            clean[:, : obs.y[0].numel()], single.apply(x, obs.params).flatten(1)
+        )
+
+
+def test_refuses_observations_that_no_operator_makes(task) -> None:
+    """Each with what is wrong."""
+    denoise = Denoise(SHAPE, 0.1)
+    obs = denoise.sample(images(1), generator())
+    with pytest.raises(ValueError, match="has no operator 'blur'"):
+        task.adopt("blur", denoise, obs)
+    with pytest.raises(ValueError, match=r"operator 'inpaint' has parameters \['mask'\]"):
+        task.adopt("inpaint", denoise, obs)
+    wide = Deblur(SHAPE, GaussianKernel(1.0, 9), 0.3)
+    with pytest.raises(ValueError, match=r"parameter 'filter' must be of shape \(1, 7, 7\), got"):
+        task.adopt("gaussian", wide, wide.sample(images(1), generator()))
