@@ -41,7 +41,7 @@ test-slow: $(STAMP)  ## run the slow tests
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy outsourced
+	$(BIN)/mypy outsourced benchmarks
 
 zoo: $(STAMP)  ## train every embedded network again; ZOO="NAME ..." for some
 	for name in $(ZOO); do $(BIN)/python -m outsourced.zoo.$$name || exit 1; done

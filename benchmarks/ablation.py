@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -134,7 +135,8 @@ def run_variant(
 def run_published(prior: str, task: str, args: argparse.Namespace) -> list[dict[str, float]]:
     """The reference: curves of one sampler for each observation, averaged point by point."""
     posterior, _ = load(prior, task, [])
-    shapes = posterior.prior.noise_shape, posterior.task.feature_shape
+    measured: Any = posterior.task
+    shapes = posterior.prior.noise_shape, measured.feature_shape
     # The observations of every run's own evaluations.
     known = Evaluator(NoiseSampler(*shapes, posterior), posterior, None, args.observations, args.n)
     bank = PairBank.build(posterior, str(args.runs / "banks"), BANK, 0, BANK)

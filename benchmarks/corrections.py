@@ -113,6 +113,7 @@ def measure(
         return summary(test(spaced(gold.own, args.n), spaced(gold.other, args.n)), gold)
     generator = torch.Generator(args.device).manual_seed(args.seed + 2)
     samples = solver_of(name, problem, args.n)(cases.obs, args.n, generator, progress=True)
+    assert samples.z is not None
     count = args.n * len(cases.obs)
     return {
         **summary(test(samples.z, gold.draws(args.n)), gold),

@@ -94,11 +94,11 @@ def exact_row(
     obs, figures = observe(problem, effort), evaluate(problem, sampler, effort)
     figures["gap"] = figures.pop("elbo_gap") + figures.pop("eubo_gap")
     some = obs[torch.arange(effort.tests)]
-    sets = [
+    own, other = (
         draw(each, problem, some, effort.draws, torch.Generator().manual_seed(seed))[0]
         for seed, each in ((effort.seed + 5, sampler), (effort.seed + 6, teacher))
-    ]
-    figures["c2st_teacher"] = two_sample(*sets, effort.seed)
+    )
+    figures["c2st_teacher"] = two_sample(own, other, effort.seed)
     names = ("gap", "ess", "c2st", "c2st_teacher", "mode_error")
     kept = {name: figures[name] for name in names if name in figures}
     return kept | costs(sampler, problem.posterior, obs, repeats)
@@ -230,10 +230,10 @@ def fill(args: argparse.Namespace, effort: Effort) -> None:
             print(markdown([records[-1]], COLUMNS).splitlines()[-1], flush=True)
 
     for name in args.problems:
-        done = [r["student"] for r in known if r["problem"] == name]
+        done = [str(r["student"]) for r in known if r["problem"] == name]
         append(exact_rows(name, args, effort, done), name)
     for folder in args.runs:
-        found = [(r["student"], r["kind"]) for r in known if r["problem"] == folder.name]
+        found = [(str(r["student"]), str(r["kind"])) for r in known if r["problem"] == folder.name]
         append(run_rows(folder, args, found), folder.name)
 
 

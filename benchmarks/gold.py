@@ -80,11 +80,13 @@ def run_gold(
     """
     proposals = Amortized(sampler, posterior)(obs, PROPOSALS, generator)
     assert proposals.proposal_log_weight is not None
+    assert proposals.z is not None
     start = pick(proposals.z, resample(proposals.proposal_log_weight, CHAINS, generator))
     kept, parts, costs = moves // THIN, [], torch.zeros(2)
     for where in (start, "laplace"):
         solver = Mala(posterior, moves, burn_in, CHAINS, THIN, where, True)
         samples = solver(obs, CHAINS * kept, generator, progress=True)
+        assert samples.z is not None
         parts.append(samples.z.unflatten(0, (kept, CHAINS)))
         costs += torch.tensor([samples.prior_calls, samples.seconds])
     both = torch.cat(parts, 1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import Any
 
 from benchmarks.contenders import AMORTISED, COOLED, INVERSE, Contender
 from benchmarks.driver import call, parser, render, surroundings
@@ -80,7 +81,8 @@ def run(args: argparse.Namespace) -> None:
         for task in args.tasks:
             setting = prepare(prior, task, args, simulate=True)
             fill(table, contenders, setting, args)
-            about = setting.name, setting.posterior.task, setting.obs, setting.judge.x
+            measured: Any = setting.posterior.task
+            about = setting.name, measured, setting.obs, setting.judge.x
             pictures.setdefault(prior, []).extend(cases(args.runs, *about, SHOWN, shown=1))
     records = read_csv(args.out)
     render(args, SECTION, report(records), headline(records))

@@ -113,9 +113,9 @@ def make_scene(path: str, experiment: str, tiny: bool = False) -> Scene:
     objective = instantiate(cfg.objective)
     assert isinstance(problem.sampler, NoiseTransport)
     pair = problem.sampler, problem.posterior
-    losses = MatchingLosses(*pair, objective, mixture, settings.denoising_steps)  # type: ignore[arg-type]
+    losses = MatchingLosses(*pair, objective, mixture, settings.denoising_steps)
     x = torch.zeros(1, *problem.posterior.data_shape)
-    obs = problem.posterior.task.sample(x, generator=torch.Generator().manual_seed(0))  # type: ignore[operator]
+    obs = problem.posterior.task.sample(x, generator=torch.Generator().manual_seed(0))
     prior: Any = problem.posterior.prior
     scene = Scene(problem.posterior, problem.sampler, losses, settings, prior.embeddings, obs)
     scene.guide(False)

@@ -212,6 +212,7 @@ def _against_noise(
     z, weight = cases.z, samples.proposal_log_weight
     assert z is not None
     assert weight is not None
+    assert samples.z is not None
     truth = Samples(cases.x[None], z[None], None, 0, 0.0)
     index = resample(weight, CORRECTED_RANKED, generator)
     noise, flat = samples.z.flatten(2), z.flatten(1)

@@ -196,7 +196,7 @@ def write_pipeline(
     torch.manual_seed(seed)
     size = SIZES[name]
     with built_in(dtype):
-        pipeline = _with_prompt(size) if size.text else LDMPipeline(**latent_diffusion(size))
+        pipeline: Any = _with_prompt(size) if size.text else LDMPipeline(**latent_diffusion(size))
     pipeline.save_pretrained(folder)
     return folder
 

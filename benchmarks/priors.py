@@ -83,14 +83,14 @@ def train_seconds(folder: Path) -> float:
 
 def cases(problem: Problem, folder: Path, effort: Effort) -> list[Cases]:
     """Observations of the prior's own images, and of held-out ones where there are some."""
-    images = held_out(folder)
+    images = held_out(str(folder))
     found = [simulated(problem.posterior, effort)]
     return found if images is None else [*found, real(problem.posterior, images, effort)]
 
 
 def measure(prior: str, folder: Path, effort: Effort) -> list[Record]:
     """The rows of a prior."""
-    problem, run = load_run(folder), Run(folder)
+    problem, run = load_run(str(folder)), Run(folder)
     sampler = run.config["sampler"]
     about = {
         "prior": prior,
@@ -100,7 +100,7 @@ def measure(prior: str, folder: Path, effort: Effort) -> list[Record]:
         "minutes": train_seconds(folder) / 60,
         "code": code_version(),
     }
-    rows = []
+    rows: list[Record] = []
     for each in cases(problem, folder, effort):
         values = averages(assess(problem.sampler, problem.posterior, each, effort), effort)
         values["ms"] = 1000 * values["seconds_per_sample"]
@@ -111,7 +111,7 @@ def measure(prior: str, folder: Path, effort: Effort) -> list[Record]:
 @torch.no_grad()
 def picture_row(folder: Path, effort: Effort) -> dict[str, Tensor]:
     """Truth, observation, mask and samples of one observation, a held-out one if there is any."""
-    problem = load_run(folder)
+    problem = load_run(str(folder))
     case = cases(problem, folder, effort)[-1][3:4]
     generator = torch.Generator().manual_seed(effort.seed)
     samples = Amortized(problem.sampler, problem.posterior)(case.obs, SHOWN, generator)

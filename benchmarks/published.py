@@ -53,22 +53,23 @@ class OneObservation(Task):
 
     def features(self, obs: Observation) -> Tensor:
         """Return nothing of y."""
-        return torch.zeros(len(obs), *self.feature_shape)
+        shape: Any = self.feature_shape
+        return torch.zeros(len(obs), *shape)
 
 
 def settings_of(steps: int, evaluate_every: int = 0, seed: int = 0) -> Settings:
     """The paper's, for so many steps."""
-    return Settings(
-        **{"max_steps": steps, "anchor_steps": 0, "warm_steps": 0, "batch": 1, "groups": 1},
-        **{"observations": "simulated", "balance_lr": 3e-5, "final_lr": 0.0, "ramp": 1},
-        **{"clip": 0.1, "ema": 0.0, "evaluate_every": evaluate_every, "seed": seed},
-    )
+    sizes: dict[str, Any] = {"max_steps": steps, "batch": 1, "groups": 1}
+    sizes |= {"anchor_steps": 0, "warm_steps": 0, "observations": "simulated"}
+    sizes |= {"balance_lr": 3e-5, "final_lr": 0.0, "ramp": 1, "clip": 0.1, "ema": 0.0}
+    return Settings(**sizes, evaluate_every=evaluate_every, seed=seed)
 
 
 def fresh(posterior: Posterior, seed: int) -> tuple[NoiseSampler, PathMixture]:
     """An untrained sampler, and its paths."""
     torch.manual_seed(seed)
-    shapes = posterior.prior.noise_shape, posterior.task.feature_shape
+    task: Any = posterior.task
+    shapes = posterior.prior.noise_shape, task.feature_shape
     sampler = NoiseSampler(*shapes, posterior, **SAMPLER)
     return sampler, PathMixture(sampler, posterior, ReplayBuffer(slots=PATHS), WEIGHTS, PATHS)
 

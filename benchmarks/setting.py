@@ -113,9 +113,9 @@ def prepare(prior: str, task: str, args: argparse.Namespace, simulate: bool = Fa
         found = cases.obs.to(args.device), cases.x.to(args.device)
         setting.simulated = Cases("simulated", *found)
     setting.posterior.to(args.device)
-    for found in setting.trained.values():
-        found.problem.posterior.to(args.device)
-        found.problem.sampler.to(args.device)
+    for each in setting.trained.values():
+        each.problem.posterior.to(args.device)
+        each.problem.sampler.to(args.device)
     return setting
 
 

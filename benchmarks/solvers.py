@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import Any
 
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.driver import call, parser, render, surroundings
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
         for task in args.tasks:
             setting = prepare(prior, task, args)
             fill(table, contenders, setting, args)
-            about = setting.name, setting.posterior.task, setting.obs, setting.judge.x
+            measured: Any = setting.posterior.task
+            about = setting.name, measured, setting.obs, setting.judge.x
             pictures.setdefault(prior, []).extend(cases(args.runs, *about))
     render(args, SECTION, report(read_csv(args.out)))
     draw(pictures, args.out.parent / "figures" / f"{SECTION}.png")

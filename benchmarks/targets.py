@@ -61,7 +61,7 @@ def with_break_even(records: Sequence[Record]) -> list[Record]:
 
     Only solvers that were not trained, on the same prior and task, are rivals.
     """
-    found = []
+    found: list[Record] = []
     for row in records:
         same = [r for r in records if (r["prior"], r["task"]) == (row["prior"], row["task"])]
         images = break_even(row, least(per_instance(same), "perceptual"))

@@ -148,7 +148,9 @@ def installed(prior: str, name: str, task: str, steps: int) -> Sizes:
     Raises:
         ValueError: nothing is installed for it.
     """
-    found = scaled(json.loads(TUNED.read_text()).get(prior, {}).get(name, {}), name, task, steps)
+    found = dict(
+        scaled(json.loads(TUNED.read_text()).get(prior, {}).get(name, {}), name, task, steps)
+    )
     if not found:
         raise ValueError(
             f"--near {task}: {TUNED.name} holds nothing for {name} on {prior}; search for it and "
@@ -174,7 +176,7 @@ def tune_all(name: str, task: str, data: Any, trials: Trials, args: argparse.Nam
 def install(path: Path, metric: str) -> None:
     """Write the best rows of a CSV file into the package's table, in place of those it had."""
     table = json.loads(TUNED.read_text())
-    best: dict[tuple[str, ...], Record] = {}
+    best: dict[tuple[str, ...], dict[str, str]] = {}
     for row in read_csv(path):
         key = row["prior"], row["solver"], row["known_as"], row["steps"]
         if key not in best or score(row, metric) > score(best[key], metric):

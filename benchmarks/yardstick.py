@@ -97,6 +97,7 @@ def _piece(
 ) -> Chains:
     proposals = Amortized(sampler, posterior)(obs, effort.n, generator)
     assert proposals.proposal_log_weight is not None
+    assert proposals.z is not None
     index = resample(proposals.proposal_log_weight, CHAINS, generator)
     start = proposals.z[index, torch.arange(len(obs))]
     kept = effort.moves // THIN
@@ -104,6 +105,7 @@ def _piece(
     for where in (start, "laplace"):
         solver = Mala(posterior, effort.moves, effort.burn_in, CHAINS, THIN, where, True)
         samples = solver(obs, CHAINS * kept, generator, progress=True)
+        assert samples.z is not None
         draws.append(samples.z.unflatten(0, (kept, CHAINS)))
         residual.append(residuals(posterior, samples, obs).double().mean(0))
         acceptance.append(samples.diagnostics["acceptance"].mean(1))
