@@ -1,5 +1,7 @@
 """Draw posterior samples: `python sample.py run=RUN n=16`, or any other solver without training."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from outsourced.report import figures_of_merit, table, write_samples
 from outsourced.tasks.base import Observation
 
 CONFIGS = str(Path(__file__).resolve().parent / "configs")
+# What priors choose for `train.py` beside themselves.
+TRAINING = ("objective", "sampler", "trainer", "paths", "evaluate")
 
 
 def observations(
@@ -35,9 +39,22 @@ def observations(
     return observe(posterior, cfg.source, images, cfg.observations, generator)
 
 
+def without_training(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
+    """The resolved configuration, without what a prior chooses for its training.
+
+    Raises:
+        ValueError: An argument of the command that would have no effect.
+    """
+    for text in given:
+        if re.split("[.=/]", text.lstrip("+~"))[0] in TRAINING:
+            raise ValueError(f"{text} is an argument of train.py; sample.py trains nothing")
+    kept = [str(key) for key in cfg if key not in TRAINING]
+    return OmegaConf.to_container(OmegaConf.masked_copy(cfg, kept), resolve=True)  # type: ignore[return-value]
+
+
 def sample(cfg: DictConfig) -> None:
     """Observe, draw, measure, write, print."""
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config = without_training(cfg, HydraConfig.get().overrides.task)
     choices = HydraConfig.get().runtime.choices
     amortized = choices["solver"] == "amortized"
     posterior, sampler, images = problem_of(config, amortized)
