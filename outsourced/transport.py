@@ -68,7 +68,7 @@ class NoiseTransport(nn.Module):
         width: Hidden channels of the observation encoder.
         adapters: Rank of low-rank adapters: they, the first and the last layer train, and G_y's
             network has all other weights of the frozen one. By default all of a copy train.
-        checkpointing: Of G_y's network in training: less memory, a third more time.
+        checkpointing: Of G_y's network in training: less memory, more time.
         axes: Principal axes of the Gaussian of x that the first estimate of linear measurements
             supposes; each takes the memory of an image. By default that is the ridge estimate.
 
