@@ -161,7 +161,7 @@ CONTENDERS = (
     corrected("imh"),
     corrected("pcn"),
     corrected("mala"),
-    corrected("hmc", moves=20),
+    corrected("hmc", moves=8),
     *guided("psld", "psld"),
     *guided("psld paper", "psld", variant="paper"),
     *guided("gml_dps", "gml_dps"),
