@@ -16,9 +16,9 @@ from outsourced.paths import PathMixture
 from outsourced.posterior import Posterior
 from outsourced.replay import ReplayBuffer
 from outsourced.settings import Settings
-from outsourced.solvers.levels import levels
 from outsourced.solvers.moment import Moment
 from outsourced.solvers.psld import PSLD
+from outsourced.solvers.schedule import levels
 from outsourced.tasks.base import Observation
 from outsourced.transport import NoiseTransport
 

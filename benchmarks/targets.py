@@ -113,8 +113,9 @@ class Target:
         )
 
 
-def _psld(rows: dict[str, Record], name: str) -> float | None:
-    """The smaller figure of the two variants: the rival is the better of them in each figure."""
+def psld(rows: dict[str, Record], name: str) -> float | None:
+    """A figure of PSLD at 1000 steps among the rows of a task by solver: the smaller one of its two
+    variants, so that the rival is the better of them in each figure."""
     return figure(least((rows[solver] for solver in SLOW if solver in rows), name), name)
 
 
@@ -122,7 +123,7 @@ def _ratio(solver: str, name: str) -> Callable[[dict[str, Record]], float | None
     """How much larger a figure of PSLD is than that of a solver."""
 
     def value(rows: dict[str, Record]) -> float | None:
-        own, other = figure(rows.get(solver), name), _psld(rows, name)
+        own, other = figure(rows.get(solver), name), psld(rows, name)
         return None if own is None or other is None else other / own
 
     return value
@@ -133,8 +134,9 @@ def _own(name: str, solver: str = AMORTISED) -> Callable[[dict[str, Record]], fl
     return lambda rows: figure(rows.get(solver), name)
 
 
-def _break_even(rows: dict[str, Record]) -> float | None:
-    """Against the variant of PSLD that is nearer to the truth."""
+def psld_break_even(rows: dict[str, Record]) -> float | None:
+    """Of the default sampler, against the variant of PSLD at 1000 steps that is nearer to the
+    truth."""
     rival = least((rows[solver] for solver in SLOW if solver in rows), "perceptual")
     return break_even(rows.get(AMORTISED, {}), rival)
 
@@ -207,17 +209,31 @@ TARGETS = (
     ),
     Target(
         f"break-even with the better PSLD of 1000 steps after at most {IMAGES} images",
-        _break_even,
+        psld_break_even,
         *_upper(IMAGES),
         form=".0f",
     ),
 )
 
 
-def targets(records: Sequence[Record], prior: str = PRIOR) -> str:
-    """A line for each target, from the rows of a prior."""
+def by_task(records: Iterable[Record], prior: str) -> dict[str, dict[str, Record]]:
+    """The rows of a prior by solver, by task."""
     tasks: dict[str, dict[str, Record]] = {}
     for row in records:
         if row["prior"] == prior:
             tasks.setdefault(str(row["task"]), {})[str(row["solver"])] = row
+    return tasks
+
+
+def targets(records: Sequence[Record], prior: str = PRIOR) -> str:
+    """A line for each target, from the rows of a prior."""
+    tasks = by_task(records, prior)
     return "\n".join([f"Targets, on {prior}:", "", *(target.line(tasks) for target in TARGETS)])
+
+
+def not_met(records: Sequence[Record], prior: str = PRIOR) -> str:
+    """How many targets are met, and the lines of the others."""
+    lines = targets(records, prior).splitlines()[2:]
+    others = [line for line in lines if not line.startswith("- **met**")]
+    told = f"Of {len(lines)} targets {len(lines) - len(others)} are met"
+    return "\n".join([f"{told}; the others:", "", *others] if others else [f"{told}."])

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from outsourced.posterior import Posterior
 from outsourced.solvers.diffusion_sampler import DiffusionSampler
-from outsourced.solvers.levels import levels
 from outsourced.solvers.moment import Moment, column
 from outsourced.solvers.prerequisites import check_counts
+from outsourced.solvers.schedule import levels
 from outsourced.solvers.step_sizes import step_sizes
 
 

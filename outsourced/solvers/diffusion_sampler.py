@@ -16,9 +16,9 @@ from tqdm import tqdm
 from outsourced.metrics.image import residual
 from outsourced.posterior import PRECISIONS, Posterior
 from outsourced.solvers.base import Samples, check_request, clock, tile
-from outsourced.solvers.levels import Level, ancestral_variance, is_flow, levels
 from outsourced.solvers.moment import Moment, norms
 from outsourced.solvers.prerequisites import check_counts, check_problem, check_steps
+from outsourced.solvers.schedule import Level, ancestral_variance, is_flow, levels
 from outsourced.tasks.base import Observation
 from outsourced.tasks.measurement import Measurement
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from outsourced.posterior import Posterior
 from outsourced.solvers.diffusion_sampler import DiffusionSampler
-from outsourced.solvers.levels import Level
 from outsourced.solvers.moment import Moment
 from outsourced.solvers.prerequisites import check_eta
+from outsourced.solvers.schedule import Level
 from outsourced.solvers.step_sizes import step_sizes
 
 

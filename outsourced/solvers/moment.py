@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from outsourced.solvers.levels import Level
+from outsourced.solvers.schedule import Level
 from outsourced.tasks.base import Observation
 
 

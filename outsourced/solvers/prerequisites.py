@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from outsourced.posterior import Posterior
-from outsourced.solvers.levels import is_flow
+from outsourced.solvers.schedule import is_flow
 from outsourced.tasks.measurement import Measurement
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from outsourced.posterior import Posterior
 from outsourced.solvers.diffusion_sampler import DiffusionSampler, Network
-from outsourced.solvers.levels import ancestral_variance
 from outsourced.solvers.moment import Moment, column
 from outsourced.solvers.prerequisites import check_counts, check_eta
+from outsourced.solvers.schedule import ancestral_variance
 from outsourced.solvers.step_sizes import step_sizes
 from outsourced.tasks.base import Observation
 

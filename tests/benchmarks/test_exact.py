@@ -134,6 +134,7 @@ def test_command_writes_its_table_and_resumes(
     assert text.endswith("tail\n")
     assert "old" not in text
     assert f"{float(records[1]['elbo_gap']):.3f}" in text
+    assert text.count("| mixture |") == 3
 
     def refuse(*_: object) -> None:
         raise AssertionError("a finished cell ran again")
@@ -142,6 +143,20 @@ def test_command_writes_its_table_and_resumes(
     run(tmp_path)
     with pytest.raises(SystemExit, match="holds rows with seed = 0, this call has 1"):
         run(tmp_path, "--seed", "1")
+
+
+@pytest.mark.usefixtures("short_probe")
+def test_readme_has_the_default_rows_only(tmp_path: Path) -> None:
+    """Where there are any; the file beside the CSV has all. Mutant: the long table, or none."""
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- exact:start -->\n<!-- exact:end -->\n")
+    run(tmp_path)
+    records = read_csv(tmp_path / "exact.csv")
+    write_csv(tmp_path / "exact.csv", [*records, {**records[1], "row": "TB"}])
+    run(tmp_path)
+    assert "| mixture | TB |" not in readme.read_text()
+    assert "| mixture | default" in readme.read_text()
+    assert "| mixture | TB |" in (tmp_path / "exact.md").read_text()
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from outsourced.solvers.daps import DAPS
 from outsourced.solvers.dps import DPS
 from outsourced.solvers.flow_dps import FlowDPS
 from outsourced.solvers.latent_dps import LatentDPS
-from outsourced.solvers.levels import levels
 from outsourced.solvers.moment import Moment
 from outsourced.solvers.psld import PSLD
+from outsourced.solvers.schedule import levels
 from outsourced.tasks import Denoise, Inpaint
 from tests.solvers.diffusion.gaussian import GaussianLatent, observe, posterior, state
 

@@ -6,8 +6,8 @@ from torch import Tensor
 from outsourced.posterior import Posterior
 from outsourced.priors import Prior
 from outsourced.solvers.diffusion_sampler import DiffusionSampler
-from outsourced.solvers.levels import levels
 from outsourced.solvers.moment import Moment
+from outsourced.solvers.schedule import levels
 from outsourced.tasks import LinearMeasurement, Observation
 
 STATE, DATA = 3, 5

@@ -1,37 +1,22 @@
 """The loop: gradients, independence of samples, residuals, counts, previews, errors."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from outsourced.posterior import Posterior
-from outsourced.priors import CNF, LinearGaussian
-from outsourced.solvers.daps import DAPS
+from outsourced.priors import CNF
 from outsourced.solvers.diffusion_sampler import Diverged
 from outsourced.solvers.dps import DPS
-from outsourced.solvers.flow_chef import FlowChef
-from outsourced.solvers.flow_dps import FlowDPS
-from outsourced.solvers.gml_dps import GMLDPS
-from outsourced.solvers.latent_dps import LatentDPS
-from outsourced.solvers.levels import levels
 from outsourced.solvers.moment import Moment
 from outsourced.solvers.psld import PSLD
-from outsourced.solvers.resample import ReSample
-from outsourced.solvers.step_sizes import step_sizes
+from outsourced.solvers.schedule import levels
 from outsourced.tasks import (
-    Deblur,
     Denoise,
     Inpaint,
-    MotionKernel,
-    NonlinearMeasurement,
     Observation,
     RandomPixels,
     SuperResolution,
-    Task,
 )
 from tests.solvers.diffusion.gaussian import (
     GaussianDiffusion,
@@ -41,28 +26,7 @@ from tests.solvers.diffusion.gaussian import (
     posterior,
     state,
 )
-
-CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "solver"
-PAPER = {"variant": "paper", "omega": 0.1, "gamma": 0.05}
-WEIGHTS = {"omega": 0.5, "gamma": 0.2}
-METHODS = {
-    "dps": (DPS, {"omega": 0.5, "eta": 0.0}),
-    "latent_dps": (LatentDPS, {"omega": 0.5}),
-    "gml_dps": (GMLDPS, WEIGHTS),
-    "psld": (PSLD, PAPER),
-    "resample": (ReSample, {"every": 2, "iterations": 20}),
-    "daps": (DAPS, {"ode_steps": 2, "langevin_steps": 3}),
-    "flow_dps": (FlowDPS, {"omega": 0.05}),
-    "flow_chef": (FlowChef, {"omega": 0.1}),
-}
-
-
-def build(name: str, steps: int, sigma: float = 0.05, dtype=torch.float64, **settings):
-    method, defaults = METHODS[name]
-    flow = name in ("flow_dps", "flow_chef")
-    prior = GaussianDiffusion() if name == "dps" else GaussianLatent(flow)
-    problem = posterior(prior, sigma=sigma, dtype=dtype)
-    return method(problem, steps=steps, **{**defaults, **settings})
+from tests.solvers.diffusion.methods import METHODS, PAPER, WEIGHTS, build
 
 
 def sums(solver, z: Tensor, obs: Observation, at: Moment) -> Tensor:
@@ -278,86 +242,6 @@ def test_fresh_noise_falls_on_observed_entries_only() -> None:
     torch.testing.assert_close(solver.distance(clean, obs, noise), expected)
 
 
-def problem_of(task: Task, path: str = "") -> Posterior:
-    prior = GaussianLatent()
-    prior.data_shape, prior.path = task.data_shape, path
-    return Posterior(prior, task)
-
-
-def test_published_step_sizes() -> None:
-    """By the task's operator and masks; the user's win.
-
-    Mutant: box values for random pixels, values of another method, a given 0 that is replaced.
-    """
-    shape = (1, 8, 8)
-    box, pixels = Inpaint(shape, sigma=0.1, mask=_box), Inpaint(shape, RandomPixels(0.5, 0.5))
-    box, pixels, small = map(problem_of, (box, pixels, SuperResolution(shape, 2, 0.1)))
-    asked = {"omega": None, "gamma": None}
-    assert step_sizes("psld", box, 1000, **asked) == (0.1, 0.01)
-    assert step_sizes("psld", pixels, 1000, **asked) == (1.0, 0.1)
-    assert step_sizes("gml_dps", small, 1000, **asked) == (1.0, 0.1)
-    assert step_sizes("latent_dps", small, 1000, omega=None) == (1.0,)
-    assert step_sizes("dps", small, 1000, omega=None) == (0.3,)
-    assert step_sizes("dps", pixels, 1000, omega=None) == (0.5,)
-    assert step_sizes("daps", box, 200, rate=None) == (0.02,)
-    assert step_sizes("resample", box, 500, gamma=7.0, omega=None) == (7.0, 0.5)
-    assert step_sizes("psld", box, 1000, omega=0.0, gamma=None) == (0.0, 0.01)
-    none = problem_of(Denoise(shape, 0.1))
-    with pytest.raises(ValueError, match=r"solver\.omega of psld has no published value for Denoi"):
-        step_sizes("psld", none, 1000, **asked)
-    with pytest.raises(ValueError, match=r"solver\.gamma must be >= 0, got -1"):
-        step_sizes("psld", box, 1000, omega=None, gamma=-1.0)
-
-
-def test_tuned_step_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the embedded prior at the nearest number of steps, before the published ones; over
-    the ratio at a larger number, times its root at a smaller one, but for a rate.
-
-    Mutant: the first number of steps, the nearest difference (400 is nearer to 100 by it), sizes
-    of another prior or task, published sizes of motions for a blur's, tuned sizes that win over
-    given ones, a ratio upside down.
-    """
-    sizes = {"100": {"omega": 3.0, "gamma": 0.4}, "1000": {"omega": 0.5, "gamma": 0.06}}
-    rate = {"daps": {"inpaint_box": {"100": {"rate": 0.3}}}}
-    blur = {"100": {"omega": 0.7, "gamma": 0.2}}
-    table = {"fashion_sd": {"psld": {"inpaint_box": sizes, "blur": blur}, **rate}}
-    monkeypatch.setattr("outsourced.solvers.step_sizes._table", lambda: table)
-    box, asked = Inpaint((1, 8, 8), sigma=0.1, mask=_box), {"omega": None, "gamma": None}
-    ours, other = problem_of(box, "fashion_sd"), problem_of(box, "sd15")
-    assert step_sizes("psld", ours, 100, **asked) == (3.0, 0.4)
-    assert step_sizes("psld", ours, 4000, **asked) == pytest.approx((0.125, 0.015))
-    assert step_sizes("psld", ours, 400, **asked) == pytest.approx((0.79057, 0.094868), rel=1e-4)
-    assert step_sizes("psld", ours, 200, **asked) == pytest.approx((1.5, 0.2))
-    assert step_sizes("psld", ours, 1000, omega=2.0, gamma=None) == (2.0, 0.06)
-    assert step_sizes("daps", ours, 1000, rate=None) == (0.3,)
-    assert step_sizes("psld", other, 100, **asked) == (0.1, 0.01)
-    assert step_sizes("gml_dps", ours, 100, **asked) == (0.1, 0.01)
-    motion = problem_of(Deblur((1, 8, 8), MotionKernel(5), 0.1), "fashion_sd")
-    assert step_sizes("psld", motion, 100, **asked) == (0.7, 0.2)  # in want of its own
-    small = problem_of(SuperResolution((1, 8, 8), 2, 0.1), "fashion_sd")
-    assert step_sizes("psld", small, 100, **asked) == (1.0, 0.1)
-
-
-def test_tuned_sizes_are_those_of_known_methods() -> None:
-    """The shipped table names priors, methods, tasks and sizes that are asked for.
-
-    Mutant: a table under a task's configuration name, or sizes of another method.
-    """
-    from outsourced.solvers.step_sizes import PUBLISHED, TUNED
-
-    known = {**PUBLISHED, "psld_paper": PUBLISHED["psld"]}
-    tasks = {*PUBLISHED["psld"], "Denoising", "compressed_sensing"}  # the last two: searched only
-    for of_prior in json.loads(TUNED.read_text()).values():
-        for method, of_task in of_prior.items():
-            names = set(next(iter(known[method].values())))
-            for task, of_steps in of_task.items():
-                assert task in tasks
-                for steps, sizes in of_steps.items():
-                    assert int(steps) > 0
-                    assert set(sizes) == names
-                    assert min(sizes.values()) > 0
-
-
 def test_lenient_run_goes_on_without_the_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
     """One sample of three becomes NaN; the others are what they are without it.
 
@@ -375,105 +259,3 @@ def test_lenient_run_goes_on_without_the_diverged(monkeypatch: pytest.MonkeyPatc
         solver.strict = True
         with pytest.raises(Diverged, match="in 1 of 3 samples"):
             solver.solve(z, obs)
-
-
-def _box(n: int, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    mask = torch.ones(n, 1, *shape[1:])
-    mask[..., 2:4, 2:4] = 0
-    return mask
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_configurations_name_every_setting(name: str) -> None:
-    """Each YAML builds its solver with the defaults of the class.
-
-    Mutant: a setting that the class does not know, that is left out, or with another default.
-    """
-    from inspect import signature
-
-    from hydra.utils import get_class
-
-    config = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
-    method = METHODS[name][0]
-    assert get_class(config.pop("_target_")) is method
-    own, base = (
-        {n: p.default for n, p in signature(c).parameters.items()}
-        for c in (method, method.__mro__[1])
-    )
-    for left_out in ("posterior", "loop", "steps"):
-        base.pop(left_out, None)
-    for left_out in ("posterior", "loop"):
-        own.pop(left_out)
-    assert config == base | own
-
-
-class Label(Task):
-    """No measurement at all."""
-
-
-def test_unfit_problems() -> None:
-    """Refused before any work, with the way out.
-
-    Mutant: pixels that pass for latents, a beta that has no effect, a grid that is cut silently.
-    """
-    latent, pixel = posterior(GaussianLatent(), rows=5), posterior(GaussianDiffusion(), rows=5)
-    flow = posterior(GaussianLatent(flow=True))
-    with pytest.raises(ValueError, match=r"solver psld needs a prior on latents.* use dps"):
-        PSLD(pixel, **WEIGHTS)
-    with pytest.raises(ValueError, match=r"solver dps needs a prior on pixels.* use psld"):
-        DPS(latent, omega=1.0)
-    with pytest.raises(ValueError, match="flow_dps needs a flow-matching prior, got GaussianLat"):
-        FlowDPS(latent)
-    with pytest.raises(ValueError, match="needs a diffusion or flow-matching prior, got LinearG"):
-        DAPS(Posterior(LinearGaussian(dim=5), latent.task))
-    with pytest.raises(ValueError, match="needs a measurement y = A"):
-        LatentDPS(Posterior(latent.prior, Label()), omega=1.0)
-    nonlinear = NonlinearMeasurement(torch.abs, (5,), sigma=0.1)
-    assert LatentDPS(Posterior(latent.prior, nonlinear), omega=1.0).omega == 1
-    with pytest.raises(ValueError, match="psld needs a linear operator"):
-        PSLD(Posterior(latent.prior, nonlinear), **WEIGHTS)
-    with pytest.raises(ValueError, match=r"posterior\.beta must be 1, got 2"):
-        LatentDPS(Posterior(latent.prior, latent.task, beta=2.0), omega=1.0)
-    for steps, text in ((0, ">= 1, got 0"), (1001, "<= 1000, .* got 1001")):
-        with pytest.raises(ValueError, match=rf"solver\.steps must be {text}"):
-            LatentDPS(latent, omega=1.0, steps=steps)
-    assert DAPS(flow, steps=2000).steps == 2000
-    dark = GaussianLatent()
-    dark.alphas_cumprod[-1] = 0
-    with pytest.raises(ValueError, match="zero terminal SNR"):
-        LatentDPS(posterior(dark), omega=1.0)
-
-
-def test_bad_settings() -> None:
-    """Mutant: settings that are taken silently."""
-    latent, flow = posterior(GaussianLatent(), rows=4), posterior(GaussianLatent(flow=True))
-    for method, settings, text in (
-        (PSLD, {"variant": "both"}, r"variant must be one of .*got 'both'"),
-        (PSLD, {"variant": "paper"}, r"omega of psld_paper has no published value"),
-        (PSLD, WEIGHTS, r"no transpose from measurements \(4,\) to data \(5,\)"),
-        (LatentDPS, {"omega": 1.0, "eta": 1.5}, r"solver\.eta must be in \[0, 1\]"),
-        (LatentDPS, {"omega": 1.0, "preview_every": 0}, r"preview_every must be >= 1, got 0"),
-        (ReSample, {"every": 0}, r"every must be >= 1"),
-        (ReSample, {"gamma": 0.0}, r"gamma must be > 0, got 0"),
-        (DAPS, {"langevin_steps": 0}, r"langevin_steps must be >= 1"),
-        (DAPS, {"rate": 0.0}, r"rate must be > 0"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            method(latent, **settings)
-    with pytest.raises(ValueError, match=r"solver\.omega must be >= 0, got -1"):
-        FlowDPS(flow, omega=-1.0)
-    with pytest.raises(TypeError, match="eta"):
-        DAPS(latent, eta=0.5)
-    solver = LatentDPS(latent, omega=1.0, steps=3)
-    with pytest.raises(ValueError, match="n >= 1"):
-        solver(observe(latent), 0)
-    with pytest.raises(ValueError, match=r"task\.y must be"):
-        solver(Observation(torch.zeros(1, 9), {}, torch.ones(1)), 1)
-
-
-def test_divergence_is_told() -> None:
-    """With the step and the count. Mutant: samples of NaN that are returned."""
-    solver = build("psld", steps=50, omega=1e200)
-    obs, z = observe(solver.posterior), state(solver.posterior)
-    with pytest.raises(Diverged, match=r"psld diverged at step \d+ of 50, in 2 of 2 samples"):
-        solver.solve(z, obs)
