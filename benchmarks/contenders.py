@@ -182,7 +182,7 @@ CONTENDERS = (
         },
     ),
     Contender("hmc", "hmc", {}, {"chains": 2, "steps": 24, "burn_in": 12, "thin": 1}),
-    Contender("smc", "smc", {}, {"particles": 8, "moves": 2}),
+    Contender("smc", "smc", {"particles": 128, "moves": 4}, {"particles": 8, "moves": 2}),
 )
 INVERSE = (
     Contender(AMORTISED, "amortized"),

@@ -65,7 +65,8 @@ def speed(rows: Sequence[Record]) -> str:
         for name in SLOW
         if name in by_name
     ]
-    own = f"It takes {ours / f:.0%} of the time of f(z), {1000 * f:.3g} ms a sample"
+    share = f"{ours / f:.0%} of" if ours < 10 * f else f"{ours / f:.0f} times"
+    own = f"It takes {share} the time of f(z), {1000 * f:.3g} ms a sample"
     return " ".join([*lines, f"{own} (wanted for diffusion priors: 125 % or less)."])
 
 
@@ -87,5 +88,6 @@ def notes(record: Record) -> str:
         "forward (with those that checkpointing repeats) and backward; those of a trained "
         "sampler's own network are not among them. Peak: memory added at the "
         "peak, all samples at once, allocated on a GPU, else resident. R-hat: worst coordinate, "
-        f"median over observations. Seed {record['seed']}, {told(record)}."
+        "median over observations; inf where that never moved. "
+        f"Seed {record['seed']}, {told(record)}."
     )
