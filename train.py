@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from outsourced.allocator import keep_freed_memory
 from outsourced.bank import PairBank
 from outsourced.build import build, code_version, resolve, with_teacher
+from outsourced.collapse import COLLAPSED
 from outsourced.commands import launch, one_line_errors, overridden
 from outsourced.evaluation import Evaluator
 from outsourced.fit import fit, training_device
@@ -60,7 +61,12 @@ def train(cfg: DictConfig) -> None:
     begin(loggers, {**config, **metadata})
     if fit(run, module, data, metadata, resumed, loggers, **options) and module.global_rank == 0:
         problem.sampler.load_state_dict(module.average)
-        figures = evaluate(settings.max_steps) | module.costs()
+        figures = module.guard.evaluate(evaluate, settings.max_steps)
+        if module.judge(figures) == COLLAPSED:
+            module.go_back()
+            problem.sampler.load_state_dict(module.average)
+            figures = evaluate(settings.max_steps)
+        figures |= module.costs()
         if teacher is not None:
             figures |= {f"teacher/{k}": v for k, v in evaluator.of(teacher.sampler)().items()}
         run.finish(module.average, metadata, figures)

@@ -1,4 +1,4 @@
-"""A training without evaluation, logs and checkpoints, as benchmarks time it."""
+"""A training without logs and checkpoints, as benchmarks time it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Any
 
 import lightning
 
+from outsourced.training import SamplerTraining
+from outsourced.watch import Watch
 
-def train_quietly(module: lightning.LightningModule, data: Any, steps: int) -> None:
+
+def train_quietly(module: SamplerTraining, data: Any, steps: int) -> None:
     """Train a module on the CPU.
 
     Args:
@@ -16,6 +19,7 @@ def train_quietly(module: lightning.LightningModule, data: Any, steps: int) -> N
         steps: updates.
     """
     trainer = lightning.Trainer(
+        callbacks=[Watch()],
         max_steps=steps,
         max_epochs=1,
         accelerator="cpu",

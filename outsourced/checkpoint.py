@@ -1,4 +1,4 @@
-"""Optimiser state as plain tensors, so that nothing pickled is ever loaded."""
+"""State as plain named tensors, so that nothing pickled is ever loaded."""
 
 from typing import Any
 
@@ -21,3 +21,18 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
+
+
+def flat(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of all parts, their names behind those of their part and a slash."""
+    return {f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}
+
+
+def parts_of(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Undo `flat`; what has no slash in its name is of no part."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if "/" in name:
+            part, key = name.split("/", 1)
+            found.setdefault(part, {})[key] = value
+    return found

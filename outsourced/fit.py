@@ -13,6 +13,7 @@ from outsourced.checkpoint import restore_optimizer
 from outsourced.run import CHECKPOINT, WARM, Run, check_prior, read_tensors, write_tensors
 from outsourced.stepdata import PairData
 from outsourced.training import SamplerTraining
+from outsourced.watch import Watch
 
 
 class Recovery(lightning.Callback):
@@ -138,7 +139,7 @@ def fit(
         max_steps=limit - data.start,
         max_epochs=1,
         logger=loggers or False,
-        callbacks=[Recovery(run, metadata)],
+        callbacks=[Watch(), Recovery(run, metadata)],
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,  # an item is a step; processes differ by their seeds

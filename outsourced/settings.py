@@ -1,5 +1,6 @@
 """How to train: numbers only."""
 
+import math
 from dataclasses import dataclass
 
 OBSERVATIONS = ("simulated", "images", "mixed")
@@ -41,6 +42,8 @@ class Settings:
         beta_start: First inverse temperature; it rises to the posterior's as fast as the
             conditional ESS stays >= `anneal_ess`. None keeps beta fixed.
         max_skipped: Consecutive non-finite steps after which training stops.
+        collapse: Nats that an evaluation along the way may be worse than the best one before
+            training goes back to that one's state, with half of the learning rate; None for any.
         seed: Of everything.
         log_every, save_every, evaluate_every: In steps; 0 turns evaluation off.
 
@@ -68,6 +71,7 @@ class Settings:
     beta_start: float | None = None
     anneal_ess: float = 0.5
     max_skipped: int = 20
+    collapse: float | None = 20.0
     seed: int = 0
     log_every: int = 20
     save_every: int = 400
@@ -87,11 +91,35 @@ class Settings:
             raise ValueError(f"trainer.ema must lie in [0, 1), got {self.ema}")
         if not 0 < self.anneal_ess < 1:
             raise ValueError(f"trainer.anneal_ess must lie in (0, 1), got {self.anneal_ess}")
+        if self.collapse is not None and not self.collapse > 0:
+            raise ValueError(f"trainer.collapse must be > 0 or null, got {self.collapse}")
         if self.observations not in OBSERVATIONS:
             raise ValueError(
                 f"data.observations must be one of {', '.join(OBSERVATIONS)}, "
                 f"got {self.observations!r}"
             )
+
+    def phases(self, anchored: bool, likelihood: bool) -> list[tuple[int, int, float]]:
+        """First step, end and peak learning rate of the phases: anchors, warm start, balance.
+
+        Args:
+            anchored: Whether the sampler has a phase of anchors.
+            likelihood: Whether the objective is the likelihood of simulated pairs.
+        """
+        warm = self.max_steps if likelihood else min(self.warm_steps, self.max_steps)
+        anchors = min(self.anchor_steps, warm) if anchored else 0
+        return [
+            (0, anchors, self.lr),
+            (anchors, warm, self.lr),
+            (warm, self.max_steps, self.balance_lr),
+        ]
+
+    def rate(self, step: int, phases: list[tuple[int, int, float]]) -> float:
+        """Learning rate of a step: linear warm-up and cosine decay in each phase."""
+        first, end, peak = next(phase for phase in phases if step < phase[1])
+        ramp = min(1.0, (step - first + 1) / max(self.ramp, 1))
+        fall = 0.5 * (1 + math.cos(math.pi * (step - first) / (end - first)))
+        return peak * ramp * (self.final_lr + (1 - self.final_lr) * fall)
 
     def check_beta(self, beta: float, likelihood: bool) -> None:
         """Refuse likelihood training off beta = 1, where simulated pairs are no posterior draws.

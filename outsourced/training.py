@@ -17,7 +17,8 @@ from torch import Tensor
 
 from outsourced.annealing import next_beta
 from outsourced.bank import PairBank
-from outsourced.checkpoint import optimizer_tensors
+from outsourced.checkpoint import flat, optimizer_tensors, parts_of
+from outsourced.collapse import CollapseGuard
 from outsourced.losses import Losses, Result
 from outsourced.matching import MatchingLosses
 from outsourced.objectives import Objective, PathLikelihood
@@ -65,10 +66,12 @@ class SamplerTraining(lightning.LightningModule):
         kind = MatchingLosses if isinstance(sampler, NoiseTransport) else Losses
         self.losses = kind(sampler, posterior, objective, mixture, steps, teacher, draws, seen)
         self.average = {k: v.detach().clone() for k, v in sampler.state_dict().items()}
+        seeking = {"path_gradient", "reward_gradient"} & objective.needs
+        self.guard = CollapseGuard(settings.collapse, covering=not seeking)
         self.steps_done, self.skipped, self.skipped_in_row = 0, 0, 0
         self.seconds = 0.0
         self.waiting_optimizer: dict[str, Tensor] = {}
-        self._figures: dict[str, float] = {}
+        self.figures: dict[str, float] = {}  # of the last step
         if settings.beta_start is not None:
             least = 1 / self.losses.scored_paths  # the ESS of a single path
             if settings.anneal_ess <= least:
@@ -111,6 +114,10 @@ class SamplerTraining(lightning.LightningModule):
         self.average = {k: v.to(self.device) for k, v in self.average.items()}
 
     def on_train_start(self) -> None:
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Begin to count `seconds`; what was between two steps is left out."""
         self._clock = time.perf_counter()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -131,18 +138,11 @@ class SamplerTraining(lightning.LightningModule):
 
     def phases(self) -> list[tuple[int, int, float]]:
         """First step, end and peak learning rate of the phases: anchors, warm start, balance."""
-        s = self.settings
-        warm = s.max_steps if self._likelihood_only else min(s.warm_steps, s.max_steps)
-        anchors = min(s.anchor_steps, warm) if self.losses.anchored else 0
-        return [(0, anchors, s.lr), (anchors, warm, s.lr), (warm, s.max_steps, s.balance_lr)]
+        return self.settings.phases(self.losses.anchored, self._likelihood_only)
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up and cosine decay in each phase."""
-        s = self.settings
-        first, end, peak = next(p for p in self.phases() if step < p[1])
-        ramp = min(1.0, (step - first + 1) / max(s.ramp, 1))
-        fall = 0.5 * (1 + math.cos(math.pi * (step - first) / (end - first)))
-        return peak * ramp * (s.final_lr + (1 - s.final_lr) * fall)
+        """Learning rate of a step, slower after every collapse."""
+        return self.settings.rate(step, self.phases()) * self.guard.slowdown
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
         """Loss of one step."""
@@ -155,15 +155,15 @@ class SamplerTraining(lightning.LightningModule):
         anchors, warm = (phase[1] for phase in self.phases()[:2])
         if step < warm:
             if step < anchors:
-                loss, self._figures = self.losses.anchor(batch, s.anchor_batch, cpu)
+                loss, self.figures = self.losses.anchor(batch, s.anchor_batch, cpu)
             else:
-                loss, self._figures = self._likelihood(batch, cpu, device)
+                loss, self.figures = self._likelihood(batch, cpu, device)
             return loss
-        loss, self._figures = self.losses.balance(batch, s.groups, cpu, device)
+        loss, self.figures = self.losses.balance(batch, s.groups, cpu, device)
         if s.likelihood_weight:
             extra, figures = self.losses.likelihood(batch, s.batch, cpu, device)
             loss = loss + s.likelihood_weight * extra
-            self._figures["loss/likelihood"] = figures["loss"]
+            self.figures["loss/likelihood"] = figures["loss"]
         self._anneal()
         return loss
 
@@ -184,7 +184,7 @@ class SamplerTraining(lightning.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip by norm; a non-finite gradient skips the step, and is counted."""
         norm = torch.nn.utils.clip_grad_norm_(self.sampler.parameters(), self.settings.clip)
-        self._figures["gradient_norm"] = float(norm)
+        self.figures["gradient_norm"] = float(norm)
         if math.isfinite(float(norm)):
             self.skipped_in_row = 0
             return
@@ -211,27 +211,33 @@ class SamplerTraining(lightning.LightningModule):
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Log, and evaluate from time to time."""
-        self.log("loss", self._figures["loss"], prog_bar=True, logger=False)
-        if self.skipped:
-            self.log("skipped", float(self.skipped), prog_bar=True, logger=False)
-        s = self.settings
-        if self.steps_done % s.log_every == 0:
-            self._report(self._figures | self._state())
-        due = s.evaluate_every and self.steps_done % s.evaluate_every == 0
-        if due and self.evaluate and self.global_rank == 0:
-            with self.averaged():
-                figures = self.evaluate(self.steps_done)
-            self._report({f"eval/{name}": value for name, value in figures.items()})
-            self._clock = time.perf_counter()
+    def judge(self, figures: dict[str, float]) -> str | None:
+        """What an evaluation says of this state, see `CollapseGuard.judge`.
 
-    def _state(self) -> dict[str, float]:
+        None where beta still rises: bounds of another beta do not compare.
+        """
+        return self.guard.judge(figures) if self._posterior.beta == self.target_beta else None
+
+    def go_back(self) -> dict[str, Tensor]:
+        """Take the best state again, with half of the learning rate; returns the optimiser's."""
+        self.guard.restarts += 1
+        warnings.warn(
+            f"collapsed before step {self.steps_done}: an evaluation was more than trainer.collapse"
+            f" = {self.settings.collapse:g} nats worse than the best; training is back at that "
+            "one's state, with half of the learning rate",
+            stacklevel=2,
+        )
+        # Copies: optimisers and buffers go on to write into what they are given.
+        return self._take({name: value.clone() for name, value in self.guard.good.items()})
+
+    def state(self) -> dict[str, float]:
+        """How far the training is, and at what cost."""
         mixture = self.losses.mixture
         return {
             "lr": self.rate(self.steps_done - 1),
             "beta": self._posterior.beta,
             "skipped": float(self.skipped),
+            "restarts": float(self.guard.restarts),
             "prior_calls": float(self._posterior.prior_calls),
             "steps_per_second": self.steps_done / max(self.seconds, 1e-9),
             "seconds": self.seconds,
@@ -239,14 +245,17 @@ class SamplerTraining(lightning.LightningModule):
         } | {f"buffer/{name}": value for name, value in mixture.buffer.statistics().items()}
 
     def costs(self) -> dict[str, float]:
-        """What training took: seconds, prior calls (the bank's included), skipped steps."""
+        """What training took: seconds, prior calls (the bank's included), skipped steps, times that
+        it went back."""
         return {
             "train_seconds": self.seconds,
             "train_prior_calls": float(self._posterior.prior_calls),
             "skipped": float(self.skipped),
+            "restarts": float(self.guard.restarts),
         }
 
-    def _report(self, figures: dict[str, float]) -> None:
+    def report(self, figures: dict[str, float]) -> None:
+        """Give figures of this step to the loggers."""
         for logger in self.loggers:
             logger.log_metrics(figures, step=self.steps_done)
 
@@ -260,15 +269,27 @@ class SamplerTraining(lightning.LightningModule):
         finally:
             self.sampler.load_state_dict(current)
 
-    def checkpoint(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, as tensors."""
+    def learned(self) -> dict[str, Tensor]:
+        """Weights, their averages, the optimiser's state and the buffer."""
         parts = {
             "sampler": self.sampler.state_dict(),
             "average": self.average,
             "optimizer": optimizer_tensors(self.optimizers()),
             "mixture": self.losses.mixture.state_dict(),
         }
-        tensors = {f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}
+        return flat(parts)
+
+    def _take(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Undo `_learned` but for the optimiser's part, which is returned."""
+        parts = parts_of(tensors)
+        self.sampler.load_state_dict(parts["sampler"])
+        self.average = parts["average"]
+        self.losses.mixture.load_state_dict(parts["mixture"])
+        return parts.get("optimizer", {})
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs, as tensors."""
+        tensors = self.learned() | flat({"guard": self.guard.state_dict()})
         calls = self._posterior.prior_calls
         numbers = [self.steps_done, self.skipped, self.skipped_in_row, calls]
         tensors["numbers"] = torch.tensor(numbers, dtype=torch.int64)
@@ -277,15 +298,8 @@ class SamplerTraining(lightning.LightningModule):
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Undo `checkpoint`; the optimiser's part waits until there is one."""
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if "/" in name:
-                part, key = name.split("/", 1)
-                parts.setdefault(part, {})[key] = value
-        self.sampler.load_state_dict(parts["sampler"])
-        self.average = parts["average"]
-        self.losses.mixture.load_state_dict(parts["mixture"])
+        self.waiting_optimizer = self._take(tensors)
+        self.guard.load_state_dict(parts_of(tensors)["guard"])
         self.steps_done, self.skipped, self.skipped_in_row, calls = tensors["numbers"].tolist()
         self._posterior.prior_calls = calls
         self._posterior.beta, self.seconds = tensors["times"].tolist()
-        self.waiting_optimizer = parts.get("optimizer", {})

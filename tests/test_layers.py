@@ -18,7 +18,7 @@ LAYERS = (
     {"train", "sample", "benchmarks", "app"},
     {PACKAGE},  # its __init__.py: it re-exports, so it stands above all it names
     {"fit", "report"},
-    {"training", "stepdata", "evaluation"},
+    {"training", "stepdata", "evaluation", "watch"},
     {"matching"},
     {"losses"},
     {"solvers", "paths"},
@@ -36,7 +36,16 @@ LAYERS = (
         *("moves", "priors", "tasks", "networks", "encoders", "reference", "kernels"),
         *("laplace", "climb", "objectives", "levels", "linearised"),
         *("metrics", "data", "figures", "zoo"),
-        *("classifiers", "settings", "run", "checkpoint", "annealing", "loggers", "commands"),
+        *(
+            "classifiers",
+            "settings",
+            "run",
+            "checkpoint",
+            "collapse",
+            "annealing",
+            "loggers",
+            "commands",
+        ),
     },
     {"weights", "allocator", "least_squares", "adapters"},
 )
@@ -47,7 +56,7 @@ OUTSIDE = {"train", "sample", "benchmarks"}  # units that lie beside the package
 ALLOWED = {("zoo", unit) for unit in ("priors", "classifiers", "data", "metrics")}
 
 # Units that no other module of the package needs, so they may import lightning at their top.
-LIGHTNING = {"fit", "training", "stepdata", "loggers"}
+LIGHTNING = {"fit", "training", "stepdata", "watch", "loggers"}
 # Third-party packages that only some units may import, anywhere in the file.
 RESERVED = {
     "lightning": {"train", "benchmarks", *LIGHTNING},

@@ -1,5 +1,6 @@
 """Two processes on one machine: the gradients are shared, the data are not."""
 
+import json
 import os
 import subprocess
 import sys
@@ -26,12 +27,30 @@ def train(folder: Path, *extra: str) -> dict:
     return load_file(folder / "run" / "sampler.safetensors")
 
 
+DDP = ("+lightning.strategy=ddp_find_unused_parameters_true", "lightning.devices=2")
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_sampler_on_different_data(tmp_path):
     """Both phases run under DDP with gloo and leave one finished run. Mutant: a sampler that splits
     the steps between the processes, or ranks that see equal data (the result of one process)."""
-    ddp = ("+lightning.strategy=ddp_find_unused_parameters_true", "lightning.devices=2")
-    both, one = train(tmp_path / "two", *ddp), train(tmp_path / "one")
+    both, one = train(tmp_path / "two", *DDP), train(tmp_path / "one")
     assert both.keys() == one.keys()
     assert any(not value.equal(one[name]) for name, value in both.items())
     assert all(value.isfinite().all() for value in both.values())
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_together(tmp_path):
+    """The first process evaluates, both return to the end of the warm start, and the run ends.
+
+    Mutants: a process that waits for the other's evaluation for ever, one that goes back alone.
+    """
+    ruin = ("trainer.balance_lr=3", "trainer.clip=1e9", "trainer.collapse=0.5", "trainer.ramp=1")
+    often = ("trainer.evaluate_every=8", "evaluate.observations=16", "evaluate.n=64")
+    long = ("trainer.max_steps=16", "trainer.warm_steps=8")
+    final = train(tmp_path / "two", *DDP, *ruin, *often, *long)
+    folder = tmp_path / "two" / "run"
+    assert json.loads((folder / "metrics.json").read_text())["restarts"] == 1
+    warm = load_file(folder / "warm.safetensors")
+    assert all(warm[name].equal(value) for name, value in final.items())

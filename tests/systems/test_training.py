@@ -179,7 +179,8 @@ def test_beta_is_annealed(module_of, problem, tmp_path, monkeypatch) -> None:
 
 
 def test_logged_figures(module_of, problem, tmp_path) -> None:
-    """Each phase logs its losses by source and the state of training, at its own step numbers.
+    """Each phase logs its losses by source and the state of training, at its own step numbers;
+    every fifth step is evaluated, and the end of the warm start.
 
     Mutant: figures of the first phase under the steps of the second, a buffer not looked at.
     """
@@ -203,8 +204,8 @@ def test_logged_figures(module_of, problem, tmp_path) -> None:
     assert sources | state | buffer | {"log_weight/spread"} <= rows[12].keys()
     assert rows[12]["buffer/observations"] > rows[9]["buffer/observations"] > 0
     assert rows[12]["prior_calls"] == p.posterior.prior_calls
-    assert evaluated == [5, 10]
-    assert [step for step, row in recorder.rows if "eval/simulated/elbo" in row] == [5, 10]
+    assert evaluated == [5, 6, 10]
+    assert [step for step, row in recorder.rows if "eval/simulated/elbo" in row] == [5, 6, 10]
 
 
 def test_anchor_phase(module_of, problem, tmp_path) -> None:

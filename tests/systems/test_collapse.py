@@ -1,0 +1,108 @@
+"""Trainings that collapse go back to their best state."""
+
+import json
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from outsourced.fit import fit
+from outsourced.run import CHECKPOINT, WEIGHTS, Run
+from outsourced.stepdata import PairData
+
+GAPS = {2: 3.0, 4: 2.0, 6: 1.0, 8: 1.5, 10: 40.0, 12: 60.0}
+# A rate of the balance phase that destroys what the warm start has learned.
+RUIN = (
+    "trainer.balance_lr=3.0",
+    "trainer.warm_steps=8",
+    "trainer.collapse=0.5",
+    "trainer.clip=1e9",
+)
+
+
+def run(p, module, folder: Path) -> None:
+    lightning.seed_everything(0, verbose=False)
+    target = Run(folder / "r")
+    target.create({})
+    data = PairData(p.bank(folder), None, module.settings)
+    options = {"enable_progress_bar": False, "accelerator": "cpu"}
+    fit(target, module, data, {"prior": "p"}, False, None, **options)
+
+
+@pytest.mark.parametrize("steps", [10, 12])
+def test_collapse_takes_the_best_state_back(module_of, problem, tmp_path, steps) -> None:
+    """Weights, averages, moments and buffer of step 6 stand again behind the collapse at step 10,
+    and behind another one two steps later; the rate is halved by each.
+
+    Mutants: weights without moments or buffer, the last evaluated state, moments that the first
+    return has handed out and that training has changed since, a rate that stays.
+    """
+    p = problem()
+
+    def evaluate(step: int) -> dict[str, float]:
+        return {"simulated/elbo": 0.0, "simulated/gap": GAPS[step]}
+
+    module = module_of(
+        p, evaluate=evaluate, evaluate_every=2, max_steps=steps, anchor_steps=0, warm_steps=6
+    )
+    kept, keep = [], module.guard.keep
+
+    def remember(tensors) -> None:
+        kept.append({name: value.detach().clone() for name, value in tensors.items()})
+        keep(tensors)
+
+    module.guard.keep = remember
+    with pytest.warns(
+        UserWarning, match="collapsed before step 10: an evaluation was more than tr"
+    ):
+        run(p, module, tmp_path)
+    assert len(kept) == 3
+    assert module.steps_done == steps
+    assert module.guard.restarts == (1 if steps == 10 else 2)
+    now = module.learned()
+    assert now.keys() == kept[-1].keys()
+    assert {name.split("/")[0] for name in now} == {"sampler", "average", "optimizer", "mixture"}
+    assert all(torch.equal(now[name], value) for name, value in kept[-1].items())
+    assert any(not torch.equal(now[name], value) for name, value in kept[-2].items())
+    assert any(name.startswith("optimizer/") for name in now)
+    plain = module.settings.rate(8, module.phases())
+    assert module.rate(8) == pytest.approx(plain / (2 if steps == 10 else 4))
+
+
+def test_collapse_at_the_end_is_seen_too(train) -> None:
+    """No evaluation falls into the balance phase: the finished run has the state of the end of the
+    warm start. Mutants: the ruined weights, figures of the ruined weights, no way to switch it off.
+    """
+    few = ("trainer.evaluate_every=100", "evaluate.observations=16", "evaluate.n=64")
+    assert train(*RUIN, *few, "run=guarded").code == 0
+    assert train(*RUIN, *few, "run=free", "trainer.collapse=null").code == 0
+    assert train(*RUIN, *few, "run=short", "trainer.max_steps=8").code == 0
+    names = ("guarded", "free", "short")
+    guarded, free, short = (json.loads(Path(n, "metrics.json").read_text()) for n in names)
+    assert (guarded["restarts"], free["restarts"]) == (1, 0)
+    assert free["simulated/gap"] > 2 * guarded["simulated/gap"] + 0.5
+    assert guarded["simulated/gap"] == pytest.approx(short["simulated/gap"], rel=1e-6)
+    warm = load_file(Path("guarded", "warm.safetensors"))
+    final = load_file(Path("guarded", WEIGHTS))
+    assert all(torch.equal(warm[name], value) for name, value in final.items())
+
+
+def test_resumed_run_knows_the_best_state(train, interrupt_at) -> None:
+    """Interrupted in the very step that is evaluated best; the collapse comes after the resumption.
+
+    Mutants: a checkpoint that is written before the evaluation of its step, or without the best
+    state, so that the resumed run stays ruined.
+    """
+    often = ("trainer.evaluate_every=8", "trainer.save_every=100")
+    assert train(*RUIN, *often, "run=whole").code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 8)
+        assert train(*RUIN, *often).code == 0
+    assert load_file(Path("r", CHECKPOINT))["guard/best"].isfinite()
+    assert train(*RUIN, *often).code == 0
+    metrics = json.loads(Path("r", "metrics.json").read_text())
+    assert metrics["restarts"] == 1
+    whole, resumed = (load_file(Path(name, WEIGHTS)) for name in ("whole", "r"))
+    assert all(torch.equal(whole[name], value) for name, value in resumed.items())
