@@ -130,8 +130,9 @@ def test_headline_is_beside_psld() -> None:
     )
     quick = {**rows()[-1], "solver": "gml_dps, 100", "seconds_one": 1.01, "perceptual": 0.1}
     other = [{**r, "prior": "fashion_vae", "perceptual": 0.0} for r in rows()]
-    short = headline([*rows(), quick, *other])
+    short = headline([*rows(), quick, *other, {**quick, "prior": "fashion_vae"}])
     assert row in short
+    assert short.count("gml_dps, 100") == 1
     assert "1000 steps: `gml_dps, 100` on inpaint (0.100 in 1 s;" in short
     assert "earned back after 300 images)" in short
     assert "Of 17 targets 0 are met" in short

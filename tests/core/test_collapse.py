@@ -13,7 +13,7 @@ def told(guard: CollapseGuard, *bounds: tuple[float, float]) -> list[str | None]
 
 
 def test_objectives_that_cover_are_judged_by_the_gap() -> None:
-    """A lost mode costs little ELBO, and much of the gap.
+    """A lost mode costs little ELBO, and much of the gap, which noise may take below 0.
 
     Mutants: the ELBO of all objectives, the last evaluation in the place of the best, a gap that
     may not even double, a NaN that is no collapse.
@@ -24,7 +24,7 @@ def test_objectives_that_cover_are_judged_by_the_gap() -> None:
     )
     assert found == [BETTER, BETTER, WORSE, COLLAPSED, BETTER, COLLAPSED]
     rounding = CollapseGuard(3.0, covering=True)
-    assert told(rounding, (0.0, -0.1), (0.0, 2.8), (0.0, 3.1)) == [BETTER, WORSE, COLLAPSED]
+    assert told(rounding, (0.0, -0.1), (0.0, 2.85), (0.0, 3.1)) == [BETTER, WORSE, COLLAPSED]
 
 
 def test_objectives_that_seek_are_judged_by_the_elbo() -> None:

@@ -60,6 +60,7 @@ def test_data_of_a_step_depend_on_the_step_alone(settings, problem, tmp_path) ->
         ({"clip": 0.0}, "trainer.clip must be > 0"),
         ({"ema": 1.0}, r"trainer.ema must lie in \[0, 1\)"),
         ({"anneal_ess": 1.0}, "trainer.anneal_ess"),
+        ({"collapse": 0.0}, "trainer.collapse must be > 0 or null, got 0.0"),
         ({"lr": float("nan")}, "trainer.lr must be > 0, got nan"),
         ({"observations": "all"}, "simulated, images, mixed, got 'all'"),
     ],
