@@ -280,7 +280,7 @@ class SamplerTraining(lightning.LightningModule):
         return flat(parts)
 
     def _take(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Undo `_learned` but for the optimiser's part, which is returned."""
+        """Undo `learned` but for the optimiser's part, which is returned."""
         parts = parts_of(tensors)
         self.sampler.load_state_dict(parts["sampler"])
         self.average = parts["average"]
