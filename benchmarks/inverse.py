@@ -34,6 +34,7 @@ TASKS = (
 )
 # Columns of the figure, and samples in each.
 SHOWN = (("psld, 1000", 1), (COOLED, 1), (AMORTISED, 3))
+INSTEAD = {"psld, 1000": "psld paper, 1000"}  # where the official variant has no transpose
 QUICK = {"images": 3, "n": 2, "others": 2}
 QUICK_CELLS = {"priors": ("fashion_sd", "fashion_vae"), "tasks": ("inpaint", "superres")}
 FULL_CELLS = {"priors": PRIORS, "tasks": TASKS}
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
             fill(table, contenders, setting, args)
             measured: Any = setting.posterior.task
             about = setting.name, measured, setting.obs, setting.judge.x
-            pictures.setdefault(prior, []).extend(cases(args.runs, *about, SHOWN, shown=1))
+            pictures.setdefault(prior, []).extend(cases(args.runs, *about, SHOWN, 1, INSTEAD))
     records = read_csv(args.out)
     render(args, SECTION, report(records), headline(records))
     draw(pictures, args.out.parent / "figures" / f"{SECTION}.png")

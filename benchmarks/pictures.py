@@ -67,6 +67,7 @@ def cases(
     x: Tensor,
     columns: Sequence[tuple[str, int]] = COLUMNS,
     shown: int = SHOWN,
+    instead: Mapping[str, str] | None = None,
 ) -> list[Case]:
     """The rows of the figure for a prior and a task, of the cells that have left samples.
 
@@ -78,8 +79,12 @@ def cases(
         x: images behind them.
         columns: solvers, and how many samples of each are shown.
         shown: most observations.
+        instead: who takes the column of a solver that has left none.
     """
     paths = {solver: place(folder, {**name, "solver": solver}, obs) for solver, _ in columns}
+    for solver, other in (instead or {}).items():
+        if not paths[solver].is_file():
+            paths[solver] = place(folder, {**name, "solver": other}, obs)
     kept = {solver: read_tensors(path)[0] for solver, path in paths.items() if path.is_file()}
     spread, mask = kept.get(AMORTISED, {}).get("spread"), obs.params.get("mask")
     pictures = {

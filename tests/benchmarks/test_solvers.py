@@ -182,7 +182,7 @@ def test_report_tells_the_speed() -> None:
 
 def test_pictures_are_found_again(tmp_path: Path, judge: Judge) -> None:
     """Mutants: samples of another task or of other observations of it, which lie beside them,
-    spreads of another solver, rows that are swapped."""
+    spreads of another solver, rows that are swapped, a substitute for a solver that is there."""
     task = Inpaint((1, 32, 32), sigma=0.05)
     obs = task.sample(judge.x, torch.Generator().manual_seed(0))
     name, x = {"prior": "p", "task": "t"}, images(2, 5)
@@ -198,6 +198,11 @@ def test_pictures_are_found_again(tmp_path: Path, judge: Judge) -> None:
     torch.testing.assert_close(rows[1].samples["psld, 1000"], x[1])
     torch.testing.assert_close(rows[1].samples[AMORTISED], x[0])
     torch.testing.assert_close(rows[0].spread, torch.full((32, 32), 0.1291), atol=1e-4, rtol=0)
+    columns = [("gml_dps, 1000", 1), ("psld, 1000", 1)]
+    filled = cases(tmp_path, name, task, obs, judge.x, columns, 1, {"gml_dps, 1000": AMORTISED})
+    torch.testing.assert_close(filled[0].samples["gml_dps, 1000"], x[1])
+    kept = cases(tmp_path, name, task, obs, judge.x, columns, 1, {"psld, 1000": AMORTISED})
+    torch.testing.assert_close(kept[0].samples["psld, 1000"], x[0])
     several = cases(tmp_path, name, task, obs, judge.x, [("psld, 1000", 1), (AMORTISED, 3)], 1)
     assert [list(row.samples) for row in several] == [
         ["psld, 1000", *(f"{AMORTISED}, {i}" for i in (1, 2, 3))]
