@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from outsourced.collapse import BETTER, COLLAPSED, WORSE
 from outsourced.fit import fit
 from outsourced.run import CHECKPOINT, WEIGHTS, Run
 from outsourced.stepdata import PairData
+from outsourced.watch import Watch
 
 GAPS = {2: 3.0, 4: 2.0, 6: 1.0, 8: 1.5, 10: 40.0, 12: 60.0}
 # A rate of the balance phase that destroys what the warm start has learned.
@@ -106,3 +109,28 @@ def test_resumed_run_knows_the_best_state(train, interrupt_at) -> None:
     assert metrics["restarts"] == 1
     whole, resumed = (load_file(Path(name, WEIGHTS)) for name in ("whole", "r"))
     assert all(torch.equal(whole[name], value) for name, value in resumed.items())
+
+
+@pytest.mark.parametrize("verdict", [BETTER, WORSE, COLLAPSED])
+def test_other_processes_follow_the_first(module_of, problem, verdict) -> None:
+    """Without an evaluation of their own. Mutants: one that goes back alone, one that keeps no
+    state to go back to, one that judges what it has not seen."""
+    module = module_of(problem(), evaluate=lambda step: {}, evaluate_every=1)
+    done: list[str] = []
+    module.guard.keep = lambda tensors: done.append(BETTER)
+    module.go_back = lambda: done.append(COLLAPSED) or {}
+    module.learned = dict
+    module.figures, module.log, module.steps_done = {"loss": 0.0}, lambda *_, **__: None, 1
+    optimizer = torch.optim.Adam(module.sampler.parameters())
+    told: list[object] = []
+
+    def broadcast(value: object) -> str:
+        told.append(value)
+        return verdict
+
+    trainer = SimpleNamespace(
+        is_global_zero=False, strategy=SimpleNamespace(broadcast=broadcast), optimizers=[optimizer]
+    )
+    Watch().on_train_batch_end(trainer, module)
+    assert told == [None]
+    assert done == [verdict] * (verdict != WORSE)

@@ -44,7 +44,7 @@ def test_two_processes_train_one_sampler_on_different_data(tmp_path):
 def test_two_processes_go_back_together(tmp_path):
     """The first process evaluates, both return to the end of the warm start, and the run ends.
 
-    Mutants: a process that waits for the other's evaluation for ever, one that goes back alone.
+    Mutant: a process that waits for ever, since the other one does not tell what it has decided.
     """
     ruin = ("trainer.balance_lr=3", "trainer.clip=1e9", "trainer.collapse=0.5", "trainer.ramp=1")
     often = ("trainer.evaluate_every=8", "evaluate.observations=16", "evaluate.n=64")
