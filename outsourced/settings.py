@@ -41,7 +41,8 @@ class Settings:
         ema: Decay of the averaged weights, which are the ones kept.
         beta_start: First inverse temperature; it rises to the posterior's as fast as the
             conditional ESS stays >= `anneal_ess`. None keeps beta fixed.
-        max_skipped: Consecutive non-finite steps after which training stops.
+        max_skipped: Consecutive non-finite steps after which training goes back to the state of the
+            best evaluation, or stops where it has none or has been there for that.
         collapse: Nats that an evaluation along the way may be worse than the best one before
             training goes back to that one's state, with half of the learning rate; None for any.
         seed: Of everything.

@@ -26,6 +26,7 @@ from outsourced.paths import PathMixture
 from outsourced.posterior import Posterior
 from outsourced.sampler import NoiseSampler
 from outsourced.settings import Settings
+from outsourced.skips import Skips
 from outsourced.transport import NoiseTransport
 
 
@@ -68,8 +69,8 @@ class SamplerTraining(lightning.LightningModule):
         self.average = {k: v.detach().clone() for k, v in sampler.state_dict().items()}
         seeking = {"path_gradient", "reward_gradient"} & objective.needs
         self.guard = CollapseGuard(settings.collapse, covering=not seeking)
-        self.steps_done, self.skipped, self.skipped_in_row = 0, 0, 0
-        self.seconds = 0.0
+        self.skips = Skips(settings.max_skipped)
+        self.steps_done, self.seconds = 0, 0.0
         self.waiting_optimizer: dict[str, Tensor] = {}
         self.figures: dict[str, float] = {}  # of the last step
         if settings.beta_start is not None:
@@ -182,24 +183,20 @@ class SamplerTraining(lightning.LightningModule):
             )
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip by norm; a non-finite gradient skips the step, and is counted."""
+        """Clip by norm; a non-finite gradient skips the step, and is counted.
+
+        Raises:
+            ValueError: Too many in a row, and no good state to go back to, or already tried.
+        """
         norm = torch.nn.utils.clip_grad_norm_(self.sampler.parameters(), self.settings.clip)
         self.figures["gradient_norm"] = float(norm)
         if math.isfinite(float(norm)):
-            self.skipped_in_row = 0
+            self.skips.in_row = 0
             return
         optimizer.zero_grad(set_to_none=True)
-        self.skipped += 1
-        self.skipped_in_row += 1
-        what = f"step {self.steps_done}: {self.losses.blame()}"
-        if self.skipped_in_row >= self.settings.max_skipped:
-            raise ValueError(
-                f"{self.skipped_in_row} steps in a row gave a non-finite loss or gradient "
-                f"({what}); check the reward on samples of the prior, or lower trainer.lr; the "
-                "last checkpoint is intact"
-            )
-        if self.skipped_in_row == 1:
-            warnings.warn(f"skipped an optimiser step ({what})", stacklevel=2)
+        self.skips.add(f"step {self.steps_done}: {self.losses.blame()}")
+        if self.skips.stuck and not self.guard.may_return:
+            raise self.skips.error()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """One update, then all that belongs to it: callbacks see a consistent state."""
@@ -218,17 +215,21 @@ class SamplerTraining(lightning.LightningModule):
         """
         return self.guard.judge(figures) if self._posterior.beta == self.target_beta else None
 
-    def go_back(self) -> dict[str, Tensor]:
-        """Take the best state again, with half of the learning rate; returns the optimiser's."""
-        self.guard.restarts += 1
+    def go_back(self, why: str = "") -> dict[str, Tensor]:
+        """Take the best state again, with half of the learning rate; returns the optimiser's.
+
+        Args:
+            why: What is wrong with the present one; by default its evaluation.
+        """
+        much = f"trainer.collapse = {self.settings.collapse} nats worse than the best one"
+        why = why or f"an evaluation was more than {much}"
         warnings.warn(
-            f"collapsed before step {self.steps_done}: an evaluation was more than trainer.collapse"
-            f" = {self.settings.collapse:g} nats worse than the best; training is back at that "
-            "one's state, with half of the learning rate",
+            f"collapsed before step {self.steps_done}: {why}; training is back at the state of the "
+            "best evaluation, with half of the learning rate",
             stacklevel=2,
         )
-        # Copies: optimisers and buffers go on to write into what they are given.
-        return self._take({name: value.clone() for name, value in self.guard.good.items()})
+        self.skips.in_row = 0
+        return self._take(self.guard.back())
 
     def state(self) -> dict[str, float]:
         """How far the training is, and at what cost."""
@@ -236,7 +237,7 @@ class SamplerTraining(lightning.LightningModule):
         return {
             "lr": self.rate(self.steps_done - 1),
             "beta": self._posterior.beta,
-            "skipped": float(self.skipped),
+            "skipped": float(self.skips.total),
             "restarts": float(self.guard.restarts),
             "prior_calls": float(self._posterior.prior_calls),
             "steps_per_second": self.steps_done / max(self.seconds, 1e-9),
@@ -250,7 +251,7 @@ class SamplerTraining(lightning.LightningModule):
         return {
             "train_seconds": self.seconds,
             "train_prior_calls": float(self._posterior.prior_calls),
-            "skipped": float(self.skipped),
+            "skipped": float(self.skips.total),
             "restarts": float(self.guard.restarts),
         }
 
@@ -291,7 +292,7 @@ class SamplerTraining(lightning.LightningModule):
         """Everything that a resumed run needs, as tensors."""
         tensors = self.learned() | flat({"guard": self.guard.state_dict()})
         calls = self._posterior.prior_calls
-        numbers = [self.steps_done, self.skipped, self.skipped_in_row, calls]
+        numbers = [self.steps_done, self.skips.total, self.skips.in_row, calls]
         tensors["numbers"] = torch.tensor(numbers, dtype=torch.int64)
         tensors["times"] = torch.tensor([self._posterior.beta, self.seconds], dtype=torch.float64)
         return tensors
@@ -300,6 +301,6 @@ class SamplerTraining(lightning.LightningModule):
         """Undo `checkpoint`; the optimiser's part waits until there is one."""
         self.waiting_optimizer = self._take(tensors)
         self.guard.load_state_dict(parts_of(tensors)["guard"])
-        self.steps_done, self.skipped, self.skipped_in_row, calls = tensors["numbers"].tolist()
+        self.steps_done, self.skips.total, self.skips.in_row, calls = tensors["numbers"].tolist()
         self._posterior.prior_calls = calls
         self._posterior.beta, self.seconds = tensors["times"].tolist()

@@ -19,8 +19,11 @@ class Watch(lightning.Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         module = pl_module
         module.log("loss", module.figures["loss"], prog_bar=True, logger=False)
-        if module.skipped:
-            module.log("skipped", float(module.skipped), prog_bar=True, logger=False)
+        if module.skips.total:
+            module.log("skipped", float(module.skips.total), prog_bar=True, logger=False)
+        if module.skips.stuck:  # in every process, whose gradients are the same
+            module.guard.stuck = True
+            restore_optimizer(trainer.optimizers[0], module.go_back(module.skips.reason))
         if module.steps_done % module.settings.log_every == 0:
             module.report(module.figures | module.state())
         if module.evaluate and _due(module):

@@ -36,16 +36,8 @@ LAYERS = (
         *("moves", "priors", "tasks", "networks", "encoders", "reference", "kernels"),
         *("laplace", "climb", "objectives", "levels", "linearised"),
         *("metrics", "data", "figures", "zoo"),
-        *(
-            "classifiers",
-            "settings",
-            "run",
-            "checkpoint",
-            "collapse",
-            "annealing",
-            "loggers",
-            "commands",
-        ),
+        *("classifiers", "settings", "run", "checkpoint", "collapse", "skips"),
+        *("annealing", "loggers", "commands"),
     },
     {"weights", "allocator", "least_squares", "adapters"},
 )

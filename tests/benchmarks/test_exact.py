@@ -87,7 +87,7 @@ def test_every_row_trains(row: exact.Row, bank: PairBank) -> None:
     """Mutant: a row without what its objective needs (a flow, groups), or one that never steps."""
     module, _ = fit(mixture(), row, bank, settings_of(row, 0, 2, 1 if row.warm else 0))
     assert module.steps_done == 2
-    assert module.skipped == 0
+    assert module.skips.total == 0
     assert any(bool(p.any()) for p in module.sampler.control.network.head.parameters())
 
 

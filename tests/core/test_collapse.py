@@ -81,3 +81,24 @@ def test_state_is_kept_and_restored() -> None:
     assert CollapseGuard(1.0, True).slowdown == 1
     with pytest.raises(KeyError):
         other.load_state_dict({})
+
+
+def test_return_for_steps_that_are_not_finite() -> None:
+    """Once for each best state, and not before there is one; a resumed training knows.
+
+    Mutants: no state is needed, for ever, never again, a state that who takes it changes.
+    """
+    guard = CollapseGuard(3.0, covering=True)
+    assert not guard.may_return
+    guard.keep({"sampler/a": torch.ones(1)})
+    assert guard.may_return
+    guard.back()["sampler/a"].zero_()
+    assert guard.back()["sampler/a"].item() == 1
+    assert guard.restarts == 2
+    guard.stuck = True
+    other = CollapseGuard(3.0, covering=True)
+    other.load_state_dict(guard.state_dict())
+    assert not guard.may_return
+    assert not other.may_return
+    other.keep({"sampler/a": torch.zeros(1)})
+    assert other.may_return

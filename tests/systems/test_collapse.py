@@ -111,6 +111,52 @@ def test_resumed_run_knows_the_best_state(train, interrupt_at) -> None:
     assert all(torch.equal(whole[name], value) for name, value in resumed.items())
 
 
+def stumbling(module_of, p, bad: range):
+    """A training of ten warm steps, evaluated as equally good every four, not finite at `bad`."""
+    module = module_of(
+        p,
+        evaluate=lambda step: {"simulated/elbo": 0.0, "simulated/gap": 1.0},
+        **{"evaluate_every": 4, "max_skipped": 3, "warm_steps": 10, "max_steps": 10},
+    )
+    original, states = module.losses.likelihood, []
+
+    def likelihood(batch, count, cpu, device):
+        states.append({k: v.clone() for k, v in module.learned().items()})
+        loss, figures = original(batch, count, cpu, device)
+        return (loss * torch.nan if batch["step"] in bad else loss), figures
+
+    module.losses.likelihood = likelihood
+    return module, states
+
+
+def test_steps_that_are_not_finite_lead_back_once(module_of, problem, tmp_path) -> None:
+    """Steps 5, 6 and 7 end in the state of the evaluation after step 4, and training goes on, half
+    as fast; steps 5 to 10 are given up at the sixth, the evaluation after step 8 being no
+    better; so are steps 1 to 3, before there is any.
+
+    Mutants: skipped steps that never lead back, moments that stay, a rate that stays, a count that
+    goes on so that the next bad step leads back again, returning for ever, nothing to return to.
+    """
+    p = problem()
+    module, states = stumbling(module_of, p, range(5, 8))
+    with pytest.warns(UserWarning, match="collapsed before step 8: 3 steps in a row gave a non-"):
+        run(p, module, tmp_path)
+    assert (module.skips.total, module.skips.in_row, module.guard.restarts) == (3, 0, 1)
+    assert all(torch.equal(states[8][name], value) for name, value in states[4].items())
+    assert any(not torch.equal(states[7][name], value) for name, value in states[4].items())
+    assert any(not torch.equal(states[9][name], value) for name, value in states[8].items())
+    assert module.rate(9) == pytest.approx(module.settings.rate(9, module.phases()) / 2)
+    for bad, done in ((range(4, 10), 10), (range(3), 3)):
+        p = problem()
+        module, states = stumbling(module_of, p, bad)
+        with (
+            pytest.warns(UserWarning, match="skipped an optimiser step"),
+            pytest.raises(ValueError, match="3 steps in a row gave a non-finite loss or gradient"),
+        ):
+            run(p, module, tmp_path / str(done))
+        assert len(states) == done
+
+
 @pytest.mark.parametrize("verdict", [BETTER, WORSE, COLLAPSED])
 def test_other_processes_follow_the_first(module_of, problem, verdict) -> None:
     """Without an evaluation of their own. Mutants: one that goes back alone, one that keeps no

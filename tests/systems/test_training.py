@@ -133,8 +133,8 @@ def test_non_finite_steps_are_skipped(module_of, problem, tmp_path) -> None:
     module.losses.likelihood = likelihood
     with pytest.warns(UserWarning, match="skipped an optimiser step .step 2: log_reward is finite"):
         assert run(p, module, tmp_path)
-    assert module.skipped == 3
-    assert module.skipped_in_row == 0
+    assert module.skips.total == 3
+    assert module.skips.in_row == 0
     moved = [any(not torch.equal(a[k], b[k]) for k in a) for a, b in pairwise(states)]
     assert moved == [True, True, False, False, True, True, False, True, True, True, True]
     again = module_of(problem(), warm_steps=12, max_skipped=3)
