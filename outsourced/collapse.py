@@ -26,20 +26,26 @@ class CollapseGuard:
         best: Lowest gap, or negative ELBO, so far, nats.
         restarts: Number of collapses.
         good: Tensors of the best state; empty before there is one.
-        stuck: Whether training has returned to that state for steps that were not finite.
+        returned: Whether training went back to that state for steps that were not finite.
     """
 
     def __init__(self, tolerance: float | None, covering: bool):
         self.tolerance, self.covering = tolerance, covering
         self.best, self.restarts = math.inf, 0
         self.good: dict[str, Tensor] = {}
-        self.stuck = False
+        self.returned = False
 
     @property
     def may_return(self) -> bool:
         """Whether steps that are not finite lead back to the best state: once for each state, for
         where half of the learning rate does not help the next half will not."""
-        return bool(self.good) and not self.stuck
+        return bool(self.good) and not self.returned
+
+    @property
+    def reason(self) -> str:
+        """Why an evaluation sends training back."""
+        much = f"trainer.collapse = {self.tolerance} nats"
+        return f"an evaluation was more than {much} worse than the best one"
 
     @property
     def slowdown(self) -> float:
@@ -85,7 +91,7 @@ class CollapseGuard:
     def keep(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep copies of a state's tensors as those of the best one."""
         self.good = {name: value.detach().clone() for name, value in tensors.items()}
-        self.stuck = False
+        self.returned = False
 
     def back(self) -> dict[str, Tensor]:
         """Count a collapse; copies of the best state, since who takes them writes into them."""
@@ -97,13 +103,13 @@ class CollapseGuard:
         return {
             "best": torch.tensor(self.best, dtype=torch.float64),
             "restarts": torch.tensor(self.restarts),
-            "stuck": torch.tensor(self.stuck),
+            "returned": torch.tensor(self.returned),
             **{f"good/{name}": value for name, value in self.good.items()},
         }
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Undo `state_dict`."""
         self.best, self.restarts = float(tensors["best"]), int(tensors["restarts"])
-        self.stuck = bool(tensors["stuck"])
+        self.returned = bool(tensors["returned"])
         good = {k.removeprefix("good/"): v for k, v in tensors.items() if k.startswith("good/")}
         self.good = good

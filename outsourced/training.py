@@ -215,19 +215,15 @@ class SamplerTraining(lightning.LightningModule):
         """
         return self.guard.judge(figures) if self._posterior.beta == self.target_beta else None
 
-    def go_back(self, why: str = "") -> dict[str, Tensor]:
-        """Take the best state again, with half of the learning rate; returns the optimiser's.
-
-        Args:
-            why: What is wrong with the present one; by default its evaluation.
-        """
-        much = f"trainer.collapse = {self.settings.collapse} nats worse than the best one"
-        why = why or f"an evaluation was more than {much}"
+    def go_back(self) -> dict[str, Tensor]:
+        """Take the best state again, with half of the learning rate; returns the optimiser's."""
+        why = self.skips.reason if self.skips.stuck else self.guard.reason
         warnings.warn(
             f"collapsed before step {self.steps_done}: {why}; training is back at the state of the "
             "best evaluation, with half of the learning rate",
             stacklevel=2,
         )
+        self.guard.returned |= self.skips.stuck
         self.skips.in_row = 0
         return self._take(self.guard.back())
 
@@ -246,8 +242,7 @@ class SamplerTraining(lightning.LightningModule):
         } | {f"buffer/{name}": value for name, value in mixture.buffer.statistics().items()}
 
     def costs(self) -> dict[str, float]:
-        """What training took: seconds, prior calls (the bank's included), skipped steps, times that
-        it went back."""
+        """What training took; prior calls include the bank's."""
         return {
             "train_seconds": self.seconds,
             "train_prior_calls": float(self._posterior.prior_calls),

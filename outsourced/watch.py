@@ -22,8 +22,7 @@ class Watch(lightning.Callback):
         if module.skips.total:
             module.log("skipped", float(module.skips.total), prog_bar=True, logger=False)
         if module.skips.stuck:  # in every process, whose gradients are the same
-            module.guard.stuck = True
-            restore_optimizer(trainer.optimizers[0], module.go_back(module.skips.reason))
+            restore_optimizer(trainer.optimizers[0], module.go_back())
         if module.steps_done % module.settings.log_every == 0:
             module.report(module.figures | module.state())
         if module.evaluate and _due(module):

@@ -229,8 +229,8 @@ def imh(target: Target, n: int, moves: int) -> Draws:
             accepted = accepted + gain.clamp_max(0).exp().nan_to_num(0.0) / moves
             if first + i >= moves // 2 and (moves - 1 - first - i) % thin == 0:
                 kept.append(current.z)
-    trace = Trace(torch.stack(kept).flatten(1, 2), accepted.flatten(), accepted.flatten())
-    summary = trace.summary(batch)
+    rates = accepted.flatten()
+    summary = Trace(torch.stack(kept).flatten(1, 2), rates, rates).summary(batch)
     del summary["step"]
     return Draws(current.z, current.x, torch.cat(weights), summary)
 

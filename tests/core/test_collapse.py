@@ -95,7 +95,7 @@ def test_return_for_steps_that_are_not_finite() -> None:
     guard.back()["sampler/a"].zero_()
     assert guard.back()["sampler/a"].item() == 1
     assert guard.restarts == 2
-    guard.stuck = True
+    guard.returned = True
     other = CollapseGuard(3.0, covering=True)
     other.load_state_dict(guard.state_dict())
     assert not guard.may_return
