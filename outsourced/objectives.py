@@ -63,7 +63,7 @@ class Objective(nn.Module):
 
     def forward(self, scores: Scores) -> Tensor:
         """Loss per path, (n, B)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define forward(scores)")
 
 
 class TrajectoryBalance(Objective):
