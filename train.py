@@ -56,6 +56,7 @@ def train(cfg: DictConfig) -> None:
     where, size, chunk = (config["data"][f"bank_{name}"] for name in ("folder", "size", "chunk"))
     bank = PairBank.build(problem.posterior, where, size, settings.seed, chunk)
     data = PairData(bank, images, settings, module.store(bank))
+    problem.posterior.prior_calls = 0  # a bank that was there costs no less: told apart
     metadata = {"prior": problem.posterior.prior.fingerprint(), "code": code_version()}
     loggers += filter(None, [instantiate(config["logger"])])
     begin(loggers, {**config, **metadata})
@@ -66,7 +67,7 @@ def train(cfg: DictConfig) -> None:
             module.go_back()
             problem.sampler.load_state_dict(module.average)
             figures = evaluate(settings.max_steps)
-        figures |= module.costs()
+        figures |= module.costs() | {"bank_pairs": float(bank.size)}
         if teacher is not None:
             figures |= {f"teacher/{k}": v for k, v in evaluator.of(teacher.sampler)().items()}
         run.finish(module.average, metadata, figures)

@@ -5,14 +5,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from benchmarks import ablation, published
-from benchmarks.ablation import PUBLISHED, VARIANTS, curve_of, summarise
+from benchmarks.ablation import PUBLISHED, chosen, curve_of, summarise, variants_of
+from benchmarks.budget import composed
 from benchmarks.tables import read_csv
 from outsourced.bank import PairBank
+from outsourced.build import build, resolve
+from outsourced.paths import PathMixture
 from outsourced.posterior import Posterior
 from outsourced.priors import LinearGaussian
+from outsourced.replay import ReplayBuffer
 from outsourced.tasks import LinearMeasurement
+from outsourced.training import SamplerTraining
 
 
 def test_a_curve_pairs_figures_with_the_costs_of_their_step():
@@ -51,21 +58,35 @@ def test_equal_calls_are_those_of_the_thriftiest_variant():
     assert found["default"]["elbo"] == -4.0
 
 
-def test_variants_differ_from_the_default_in_what_they_say():
-    """Each composes, and changes a setting. Mutant: an override that is the default's own."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
+@pytest.mark.parametrize("prior", ["fashion_vae", "fashion_hvae", "fashion_gan"])
+def test_variants_differ_from_the_default_in_what_they_say(prior):
+    """Each has a sampler and an objective that go together, of other settings than all others.
 
-    from benchmarks.posteriors import CONFIGS
-
+    Mutants: an override that is the default's own; an objective without the flow that it learns, or
+    with a guidance that it refuses.
+    """
     seen = set()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        for variant in VARIANTS:
-            base = ["prior=fashion_vae", "task=inpaint", "run=r"]
-            config = OmegaConf.to_yaml(compose("train", overrides=[*base, *variant.changes]))
-            assert config not in seen, variant.name
-            seen.add(config)
-    assert len({variant.folder for variant in VARIANTS}) == len(VARIANTS)
+    for variant in variants_of(prior):
+        config = composed([f"prior={prior}", "task=superres", "run=r", *variant.changes])
+        values = OmegaConf.to_container(config, resolve=True)
+        problem = build(values)
+        sampler = resolve(values, problem.posterior)
+        told = repr([sampler, *(values[name] for name in ("objective", "paths", "trainer"))])
+        assert told not in seen, variant.name
+        seen.add(told)
+        paths = {name: value for name, value in values["paths"].items() if name != "buffer"}
+        buffer = ReplayBuffer(**values["paths"]["buffer"])
+        mixture = PathMixture(problem.sampler, problem.posterior, buffer, **paths)
+        objective, settings = instantiate(values["objective"]), instantiate(values["trainer"])
+        SamplerTraining(problem.sampler, problem.posterior, objective, mixture, settings)
+    assert len({variant.folder for variant in variants_of(prior)}) == len(seen)
+
+
+def test_unknown_variants_are_named_before_training():
+    """Mutant: a name that another prior has, found when the first one has been trained."""
+    with pytest.raises(ValueError, match=r"fashion_hvae are published.*got 'gradient informed'"):
+        chosen("fashion_hvae", ["gradient informed"])
+    assert chosen("fashion_vae", ["gradient informed"]) == ["gradient informed"]
 
 
 def test_the_published_recipe_learns_one_posterior(tmp_path):
@@ -98,7 +119,8 @@ def test_the_published_recipe_learns_one_posterior(tmp_path):
 def test_the_command_fills_its_table(tmp_path, monkeypatch):
     """A second call trains nothing, and other tasks have rows of their own in the file.
 
-    Mutants: a variant that is accepted and left out, a reference that is trained again.
+    Mutants: a variant that is accepted and left out, a reference that is trained again, a bank that
+    costs nothing.
     """
     monkeypatch.chdir(tmp_path)
     names = ["default", "no replay paths", PUBLISHED]
@@ -108,6 +130,7 @@ def test_the_command_fills_its_table(tmp_path, monkeypatch):
     rows = read_csv(tmp_path / "a.csv")
     assert {row["variant"] for row in rows} == set(names)
     assert all(float(row["prior_calls"]) > 0 and row["elbo"] for row in rows)
+    assert all(float(row["prior_calls"]) > 256 for row in rows if row["variant"] != PUBLISHED)
     monkeypatch.setattr(ablation, "cell", None)
     ablation.main([*arguments, *where, "--readme", str(tmp_path / "README.md")])
     assert read_csv(tmp_path / "a.csv") == rows

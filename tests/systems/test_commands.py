@@ -76,7 +76,7 @@ def test_train_then_sample(train, sample, tmp_path) -> None:
     """Overrides reach the run; `sample.py` needs its folder only; metrics are those of the samples.
 
     Mutant: a sampler built with the defaults, samples that ignore the seed, missing fields,
-    or resampling that keeps the wrong noise.
+    resampling that keeps the wrong noise, or costs that include a bank only where it was missing.
     """
     answer = train("sampler.steps=7", "trainer.evaluate_every=8")
     assert answer.code == 0, answer.error
@@ -84,7 +84,11 @@ def test_train_then_sample(train, sample, tmp_path) -> None:
     assert config["sampler"]["steps"] == 7
     assert "overwrite" not in config
     metrics = json.loads(Path("r/metrics.json").read_text())
-    assert metrics["train_prior_calls"] > 128
+    assert metrics["train_prior_calls"] > 0
+    assert metrics["bank_pairs"] == 128
+    assert train("sampler.steps=7", "trainer.evaluate_every=8", "run=r2").code == 0
+    again = json.loads(Path("r2/metrics.json").read_text())
+    assert again["train_prior_calls"] == metrics["train_prior_calls"]
     assert metrics["prior"]
     assert metrics["code"] == code_version()
     assert not list(tmp_path.rglob("*.log"))
