@@ -11,6 +11,7 @@ are evaluated on. Runs lie in --runs and are used again; finished rows are in th
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
 from outsourced.bank import PairBank
 from outsourced.build import code_version
 from outsourced.evaluation import Evaluator
-from outsourced.run import Run
+from outsourced.run import Run, write_text
 from outsourced.sampler import NoiseSampler
 
 SECTION = "ablation"
@@ -138,22 +139,39 @@ def curve_of(rows: Sequence[Record]) -> list[dict[str, float]]:
     return found
 
 
+def place(args: argparse.Namespace) -> Path:
+    """Where what was trained for so long, and evaluated so, lies."""
+    folder: Path = args.runs / f"{args.minutes:g}min-{args.observations}x{args.n}"
+    return folder
+
+
 def run_variant(
     variant: Variant, prior: str, task: str, args: argparse.Namespace
 ) -> list[dict[str, float]]:
     """Train a variant and read its curve, whose calls include the bank's pairs."""
-    folder = args.runs / f"{prior}-{task}-{variant.folder}"
+    folder = place(args) / f"{prior}-{task}-{variant.folder}"
     silent = ["logger=csv", "trainer.log_every=1"]
     small = [f"evaluate.observations={args.observations}", f"evaluate.n={args.n}"]
     names = [f"prior={prior}", f"task={task}", *variant.changes, *silent, *small]
-    trained(folder, names, args.minutes, args.quick, args.points)
+    if not Run(folder).finished:
+        trained(folder, names, args.minutes, args.quick, args.points)
     bank = Run(folder).config["data"]["bank_size"]
     curve = curve_of(read_csv(folder / "csv" / "metrics.csv"))
     return [{**point, "prior_calls": point["prior_calls"] + bank} for point in curve]
 
 
 def run_published(prior: str, task: str, args: argparse.Namespace) -> list[dict[str, float]]:
-    """The reference: curves of one sampler for each observation, averaged point by point."""
+    """The reference's curve, from its file where it has been trained before."""
+    path = place(args) / f"{prior}-{task}-published.json"
+    if not path.is_file():
+        curve = train_reference(prior, task, args)
+        write_text(path, json.dumps(curve, indent=1) + "\n")
+    found: list[dict[str, float]] = json.loads(path.read_text())
+    return found
+
+
+def train_reference(prior: str, task: str, args: argparse.Namespace) -> list[dict[str, float]]:
+    """Curves of one sampler for each observation, averaged point by point."""
     posterior, _ = load(prior, task, [])
     measured: Any = posterior.task
     shapes = posterior.prior.noise_shape, measured.feature_shape
