@@ -13,17 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.budget import composed, trained
+from benchmarks.budget import trained
 from benchmarks.driver import call, kept, parser, render, surroundings, told
 from benchmarks.posteriors import load
-from benchmarks.published import steps_within, train_published
+from benchmarks.published import POINTS, steps_within, train_published
 from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
+from benchmarks.variants import Variant, variants_of
 from outsourced.bank import PairBank
 from outsourced.build import code_version
 from outsourced.evaluation import Evaluator
@@ -48,72 +48,6 @@ COLUMNS = (
     Column("residual", "residual", ".3f"),
     Column("to_reference", "calls to the reference's ELBO", ".3g"),
 )
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A changed recipe.
-
-    Attributes:
-        name: as printed, and as `--variants` takes it.
-        changes: arguments of `train.py`.
-    """
-
-    name: str
-    changes: tuple[str, ...] = ()
-
-    @property
-    def folder(self) -> str:
-        """Its name without blanks."""
-        return self.name.replace(" ", "-").replace("=", "")
-
-
-def alone(objective: str, *changes: str) -> Variant:
-    """An objective from the first path on, without a warm start by likelihood."""
-    start = "trainer.warm_steps=${trainer.anchor_steps}"
-    return Variant(f"{objective} alone", (f"objective={objective}", start, *changes))
-
-
-def without(source: str) -> Variant:
-    """One source of paths removed."""
-    return Variant(f"no {source} paths", (f"paths.weights.{source}=0",))
-
-
-ON_POLICY = tuple(f"paths.weights.{source}=0" for source in ("simulated", "replay", "refined"))
-COMMON = (
-    Variant("default"),
-    Variant("path_likelihood alone", ("objective=path_likelihood",)),
-    *(alone(name) for name in ("log_variance", "trajectory_balance")),
-    *(alone(f"{name}_balance", "sampler.flow=true") for name in ("detailed", "sub_trajectory")),
-    *(without(name) for name in ("on_policy", "simulated", "replay", "refined")),
-    Variant("not informed", ("sampler.informed=none",)),
-    Variant("fixed variance", ("sampler.covariance=fixed",)),
-    *(Variant(f"K={k}", (f"sampler.steps={k}",)) for k in (8, 16, 32, 64)),
-    Variant("denser late steps", ("sampler.late=0.5",)),
-)
-PATHWISE = ("reverse_kl", "adjoint_sampling")
-# Their gradient passes through the path, which guidance by gradients does not let it.
-BLIND = (*ON_POLICY, "sampler.informed=none", "sampler.covariance=diagonal")
-# By whether the sampler of a prior starts at anchors; if so, its objective is pathwise.
-VARIANTS = {
-    False: (
-        *COMMON,
-        *(alone(name, *BLIND) for name in PATHWISE),
-        Variant("gradient informed", ("sampler.informed=gradient",)),
-        Variant("diagonal variance", ("sampler.covariance=diagonal",)),
-    ),
-    True: (
-        *COMMON,
-        *(alone(name, *ON_POLICY) for name in PATHWISE),
-        Variant("full variance", ("sampler.covariance=full",)),
-        Variant("no low rank", ("sampler.rank=0",)),
-    ),
-}
-
-
-def variants_of(prior: str) -> tuple[Variant, ...]:
-    """The variants of the recipe of a prior."""
-    return VARIANTS[composed([f"prior={prior}"]).sampler.informed == "anchor"]
 
 
 def curve_of(rows: Sequence[Record]) -> list[dict[str, float]]:
@@ -162,7 +96,7 @@ def run_variant(
 
 def run_published(prior: str, task: str, args: argparse.Namespace) -> list[dict[str, float]]:
     """The reference's curve, from its file where it has been trained before."""
-    path = place(args) / f"{prior}-{task}-published.json"
+    path = place(args) / f"{prior}-{task}-published-{args.reference_steps or 'as-long'}.json"
     if not path.is_file():
         curve = train_reference(prior, task, args)
         write_text(path, json.dumps(curve, indent=1) + "\n")
@@ -178,7 +112,7 @@ def train_reference(prior: str, task: str, args: argparse.Namespace) -> list[dic
     # The observations of every run's own evaluations.
     known = Evaluator(NoiseSampler(*shapes, posterior), posterior, None, args.observations, args.n)
     bank = PairBank.build(posterior, str(args.runs / "banks"), BANK, 0, BANK)
-    steps = steps_within(posterior, bank, args.minutes)
+    steps = args.reference_steps or steps_within(posterior, bank, args.minutes)
     curves = [
         train_published(posterior, known.simulated[i], bank, steps, args.n, i)
         for i in range(args.observations)
@@ -229,6 +163,8 @@ def cell(prior: str, task: str, wanted: Sequence[str], args: argparse.Namespace)
 def report(records: Sequence[Record]) -> str:
     """The markdown table, and how it was made."""
     first = records[0]
+    steps = int(str(first["reference_steps"]))
+    length = f", in {steps} steps" if steps else ""
     return (
         f"{markdown(records, COLUMNS)}\n\n"
         f"`train.py` for {float(str(first['budget_minutes'])):g} minutes each, evaluated on "
@@ -236,10 +172,10 @@ def report(records: Sequence[Record]) -> str:
         "calls: the bound after as many prior calls as the thriftiest variant of the prior and "
         "task made in all. Calls to the reference's ELBO: at the first evaluation that reached "
         "what the published recipe ends with, which spends its calls (and its time) on each "
-        "observation anew. Calls include the pairs of the bank, which all tasks of a prior share; "
-        "the published recipe has none. Of samplers that gradients guide, `reverse_kl` and "
-        "`adjoint_sampling`, whose own gradient passes through the path, have no guidance and a "
-        f"diagonal variance. {told(first)}."
+        f"observation anew{length}. Calls include the pairs of the bank, which all tasks of a "
+        "prior share; the published recipe has none. Of samplers that gradients guide, "
+        "`reverse_kl` and `adjoint_sampling`, whose own gradient passes through the path, have no "
+        f"guidance and a diagonal variance. {told(first)}."
     )
 
 
@@ -258,10 +194,13 @@ def chosen(prior: str, names: Sequence[str] | None) -> list[str]:
 
 def run(args: argparse.Namespace) -> None:
     """Fill the table that the arguments ask for."""
+    if args.reference_steps and args.reference_steps < POINTS:
+        raise ValueError(f"--reference-steps must be 0 or >= {POINTS}, got {args.reference_steps}")
     if args.quick:
         vars(args).update(QUICK)
         args.minutes = QUICK_MINUTES
-    conditions = {"budget_minutes": args.minutes, "observations": args.observations, "n": args.n}
+    conditions = {"budget_minutes": args.minutes, "reference_steps": args.reference_steps}
+    conditions |= {"observations": args.observations, "n": args.n}
     asked = {**conditions, **surroundings()}
     records = kept(args.out, asked)
     plan = {prior: chosen(prior, args.variants) for prior in args.priors}
@@ -286,6 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--tasks", nargs="+", default=["inpaint", "superres"], help="in configs/task")
     add("--variants", nargs="+", help="by default all, and the published recipe")
     add("--minutes", type=float, default=5.0, help="of training each")
+    add("--reference-steps", type=int, default=0, help="of the published recipe; 0: the same time")
     add("--observations", type=int, default=8, help="simulated ones to evaluate on")
     add("--n", type=int, default=256, help="samples of each")
     add("--points", type=int, default=8, help="evaluations along the way")

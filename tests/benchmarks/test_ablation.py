@@ -9,9 +9,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from benchmarks import ablation, published
-from benchmarks.ablation import PUBLISHED, chosen, curve_of, summarise, variants_of
+from benchmarks.ablation import PUBLISHED, chosen, curve_of, summarise
 from benchmarks.budget import composed
 from benchmarks.tables import read_csv
+from benchmarks.variants import variants_of
 from outsourced.bank import PairBank
 from outsourced.build import build, resolve
 from outsourced.paths import PathMixture
@@ -124,13 +125,26 @@ def test_the_command_fills_its_table(tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     names = ["default", "no replay paths", PUBLISHED]
-    arguments = ["--quick", "--priors", "fashion_vae", "--tasks", "inpaint", "--variants", *names]
+    with pytest.raises(SystemExit, match=f"must be 0 or >= {published.POINTS}, got 3"):
+        ablation.main(["--reference-steps", "3"])
+    steps = ["--reference-steps", "8"]
+    arguments = [
+        "--quick",
+        *steps,
+        "--priors",
+        "fashion_vae",
+        "--tasks",
+        "inpaint",
+        "--variants",
+        *names,
+    ]
     where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "a.csv")]
     ablation.main([*arguments, *where, "--readme", str(tmp_path / "README.md")])
     rows = read_csv(tmp_path / "a.csv")
     assert {row["variant"] for row in rows} == set(names)
     assert all(float(row["prior_calls"]) > 0 and row["elbo"] for row in rows)
     assert all(float(row["prior_calls"]) > 256 for row in rows if row["variant"] != PUBLISHED)
+    assert float(rows[-1]["prior_calls"]) == 8 * published.PATHS
     with monkeypatch.context() as patch:
         patch.setattr(ablation, "cell", None)
         ablation.main([*arguments, *where, "--readme", str(tmp_path / "README.md")])

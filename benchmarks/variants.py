@@ -1,0 +1,73 @@
+"""The recipes of the ablation: the default one of a prior, with one part of it changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.budget import composed
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A changed recipe.
+
+    Attributes:
+        name: as printed, and as `--variants` takes it.
+        changes: arguments of `train.py`.
+    """
+
+    name: str
+    changes: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """Its name without blanks."""
+        return self.name.replace(" ", "-").replace("=", "")
+
+
+def alone(objective: str, *changes: str) -> Variant:
+    """An objective from the first path on, without a warm start by likelihood."""
+    start = "trainer.warm_steps=${trainer.anchor_steps}"
+    return Variant(f"{objective} alone", (f"objective={objective}", start, *changes))
+
+
+def without(source: str) -> Variant:
+    """One source of paths removed."""
+    return Variant(f"no {source} paths", (f"paths.weights.{source}=0",))
+
+
+ON_POLICY = tuple(f"paths.weights.{source}=0" for source in ("simulated", "replay", "refined"))
+COMMON = (
+    Variant("default"),
+    Variant("path_likelihood alone", ("objective=path_likelihood",)),
+    *(alone(name) for name in ("log_variance", "trajectory_balance")),
+    *(alone(f"{name}_balance", "sampler.flow=true") for name in ("detailed", "sub_trajectory")),
+    *(without(name) for name in ("on_policy", "simulated", "replay", "refined")),
+    Variant("not informed", ("sampler.informed=none",)),
+    Variant("fixed variance", ("sampler.covariance=fixed",)),
+    *(Variant(f"K={k}", (f"sampler.steps={k}",)) for k in (8, 16, 32, 64)),
+    Variant("denser late steps", ("sampler.late=0.5",)),
+)
+PATHWISE = ("reverse_kl", "adjoint_sampling")
+# Their gradient passes through the path, which guidance by gradients does not let it.
+BLIND = (*ON_POLICY, "sampler.informed=none", "sampler.covariance=diagonal")
+# By whether the sampler of a prior starts at anchors; if so, its objective is pathwise.
+VARIANTS = {
+    False: (
+        *COMMON,
+        *(alone(name, *BLIND) for name in PATHWISE),
+        Variant("gradient informed", ("sampler.informed=gradient",)),
+        Variant("diagonal variance", ("sampler.covariance=diagonal",)),
+    ),
+    True: (
+        *COMMON,
+        *(alone(name, *ON_POLICY) for name in PATHWISE),
+        Variant("full variance", ("sampler.covariance=full",)),
+        Variant("no low rank", ("sampler.rank=0",)),
+    ),
+}
+
+
+def variants_of(prior: str) -> tuple[Variant, ...]:
+    """The variants of the recipe of a prior."""
+    return VARIANTS[composed([f"prior={prior}"]).sampler.informed == "anchor"]
