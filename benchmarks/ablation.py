@@ -73,6 +73,16 @@ def curve_of(rows: Sequence[Record]) -> list[dict[str, float]]:
     return found
 
 
+def logged(folder: Path) -> list[Record]:
+    """The rows of a run's log: what a resumed run did again is told once, by its last log."""
+    rows: list[Record] = []
+    for i in range(len(list(folder.glob("csv*")))):
+        more = read_csv(folder / ("csv" if i == 0 else f"csv-{i}") / "metrics.csv")
+        first = min((int(row["step"]) for row in more), default=0)
+        rows = [row for row in rows if not more or int(str(row["step"])) < first] + more
+    return rows
+
+
 def place(args: argparse.Namespace) -> Path:
     """Where what was trained for so long, and evaluated so, lies."""
     folder: Path = args.runs / f"{args.minutes:g}min-{args.observations}x{args.n}"
@@ -90,7 +100,7 @@ def run_variant(
     if not Run(folder).finished:
         trained(folder, names, args.minutes, args.quick, args.points)
     bank = Run(folder).config["data"]["bank_size"]
-    curve = curve_of(read_csv(folder / "csv" / "metrics.csv"))
+    curve = curve_of(logged(folder))
     return [{**point, "prior_calls": point["prior_calls"] + bank} for point in curve]
 
 

@@ -9,9 +9,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from benchmarks import ablation, published
-from benchmarks.ablation import PUBLISHED, chosen, curve_of, summarise
+from benchmarks.ablation import PUBLISHED, chosen, curve_of, logged, summarise
 from benchmarks.budget import composed
-from benchmarks.tables import read_csv
+from benchmarks.tables import read_csv, write_csv
 from benchmarks.variants import variants_of
 from outsourced.bank import PairBank
 from outsourced.build import build, resolve
@@ -34,6 +34,17 @@ def test_a_curve_pairs_figures_with_the_costs_of_their_step():
         {"step": 10.0, "elbo": -5.0, "seconds": 1.5, "prior_calls": 100.0},
         {"step": 20.0, "elbo": -4.0, "seconds": 3.0, "prior_calls": 200.0},
     ]
+
+
+def test_the_log_of_a_resumed_run_is_one(tmp_path):
+    """Mutants: the first log alone; steps that were done twice told twice; no order of ten logs."""
+    steps = [(1, 2, 3, 4), (), (3, 4, 5), *[(5 + i,) for i in range(1, 10)]]
+    for i, each in enumerate(steps):
+        rows = [{"step": step, "seconds": 100 * i + step} for step in each]
+        write_csv(tmp_path / ("csv" if i == 0 else f"csv-{i}") / "metrics.csv", rows)
+    found = [(int(row["step"]), int(row["seconds"])) for row in logged(tmp_path)]
+    assert found[:5] == [(1, 1), (2, 2), (3, 203), (4, 204), (5, 205)]
+    assert found[5:] == [(5 + i, 100 * (i + 2) + 5 + i) for i in range(1, 10)]
 
 
 def point(calls: float, elbo: float) -> dict[str, float]:
