@@ -242,7 +242,7 @@ class SamplerTraining(lightning.LightningModule):
         } | {f"buffer/{name}": value for name, value in mixture.buffer.statistics().items()}
 
     def costs(self) -> dict[str, float]:
-        """What training took, its own evaluations of f and of gradients included."""
+        """What training took; calls for the bank and for evaluations are not among them."""
         return {
             "train_seconds": self.seconds,
             "train_prior_calls": float(self._posterior.prior_calls),

@@ -138,17 +138,8 @@ def test_the_command_fills_its_table(tmp_path, monkeypatch):
     names = ["default", "no replay paths", PUBLISHED]
     with pytest.raises(SystemExit, match=f"must be 0 or >= {published.POINTS}, got 3"):
         ablation.main(["--reference-steps", "3"])
-    steps = ["--reference-steps", "8"]
-    arguments = [
-        "--quick",
-        *steps,
-        "--priors",
-        "fashion_vae",
-        "--tasks",
-        "inpaint",
-        "--variants",
-        *names,
-    ]
+    small = ["--quick", "--reference-steps", "8", "--priors", "fashion_vae", "--tasks", "inpaint"]
+    arguments = [*small, "--variants", *names]
     where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "a.csv")]
     ablation.main([*arguments, *where, "--readme", str(tmp_path / "README.md")])
     rows = read_csv(tmp_path / "a.csv")
