@@ -178,7 +178,7 @@ def report(records: Sequence[Record]) -> str:
     return (
         f"{markdown(records, COLUMNS)}\n\n"
         f"`train.py` for {float(str(first['budget_minutes'])):g} minutes each, evaluated on "
-        f"{first['observations']} simulated observations with {first['n']} samples; nats. At equal "
+        f"{first['observations']} simulated observation(s) with {first['n']} samples; nats. At equal "
         "calls: the bound after as many prior calls as the thriftiest variant of the prior and "
         "task made in all. Calls to the reference's ELBO: at the first evaluation that reached "
         "what the published recipe ends with, which spends its calls (and its time) on each "
