@@ -178,9 +178,9 @@ def report(records: Sequence[Record]) -> str:
     return (
         f"{markdown(records, COLUMNS)}\n\n"
         f"`train.py` for {float(str(first['budget_minutes'])):g} minutes each, evaluated on "
-        f"{first['observations']} simulated observation(s) with {first['n']} samples; nats. At equal "
-        "calls: the bound after as many prior calls as the thriftiest variant of the prior and "
-        "task made in all. Calls to the reference's ELBO: at the first evaluation that reached "
+        f"{first['observations']} simulated observation(s) with {first['n']} samples; nats. At "
+        "equal calls: the bound after as many prior calls as the thriftiest variant of the prior "
+        "and task made in all. Calls to the reference's ELBO: at the first evaluation that reached "
         "what the published recipe ends with, which spends its calls (and its time) on each "
         f"observation anew{length}. Calls include the pairs of the bank, which all tasks of a "
         "prior share; the published recipe has none. Of samplers that gradients guide, "
