@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from benchmarks.variants import Variant, variants_of
 from outsourced.bank import PairBank
 from outsourced.build import code_version
 from outsourced.evaluation import Evaluator
+from outsourced.loggers import csv_folders
 from outsourced.run import Run, write_text
 from outsourced.sampler import NoiseSampler
 
@@ -76,14 +78,14 @@ def curve_of(rows: Sequence[Record]) -> list[dict[str, float]]:
 def logged(folder: Path) -> list[Record]:
     """The rows of a run's log: what a resumed run did again is told once, by its last log."""
     rows: list[Record] = []
-    for i in range(len(list(folder.glob("csv*")))):
-        more = read_csv(folder / ("csv" if i == 0 else f"csv-{i}") / "metrics.csv")
+    for place in takewhile(Path.exists, csv_folders(folder)):
+        more = read_csv(place / "metrics.csv")
         first = min((int(row["step"]) for row in more), default=0)
         rows = [row for row in rows if not more or int(str(row["step"])) < first] + more
     return rows
 
 
-def place(args: argparse.Namespace) -> Path:
+def folder_of(args: argparse.Namespace) -> Path:
     """Where what was trained for so long, and evaluated so, lies."""
     folder: Path = args.runs / f"{args.minutes:g}min-{args.observations}x{args.n}"
     return folder
@@ -93,12 +95,11 @@ def run_variant(
     variant: Variant, prior: str, task: str, args: argparse.Namespace
 ) -> list[dict[str, float]]:
     """Train a variant and read its curve, whose calls include the bank's pairs."""
-    folder = place(args) / f"{prior}-{task}-{variant.folder}"
+    folder = folder_of(args) / f"{prior}-{task}-{variant.folder}"
     silent = ["logger=csv", "trainer.log_every=1"]
     small = [f"evaluate.observations={args.observations}", f"evaluate.n={args.n}"]
     names = [f"prior={prior}", f"task={task}", *variant.changes, *silent, *small]
-    if not Run(folder).finished:
-        trained(folder, names, args.minutes, args.quick, args.points)
+    trained(folder, names, args.minutes, args.quick, args.points)
     bank = Run(folder).config["data"]["bank_size"]
     curve = curve_of(logged(folder))
     return [{**point, "prior_calls": point["prior_calls"] + bank} for point in curve]
@@ -106,7 +107,7 @@ def run_variant(
 
 def run_published(prior: str, task: str, args: argparse.Namespace) -> list[dict[str, float]]:
     """The reference's curve, from its file where it has been trained before."""
-    path = place(args) / f"{prior}-{task}-published-{args.reference_steps or 'as-long'}.json"
+    path = folder_of(args) / f"{prior}-{task}-published-{args.reference_steps or 'as-long'}.json"
     if not path.is_file():
         curve = train_reference(prior, task, args)
         write_text(path, json.dumps(curve, indent=1) + "\n")

@@ -142,7 +142,8 @@ def plan(seconds: float, paces: tuple[float, float, float], steps: Plan, anchore
 def trained(
     folder: Path, overrides: list[str], minutes: float, quick: bool = False, points: int = 0
 ) -> None:
-    """Train a run for a time; one that was stopped goes on with the steps that it had.
+    """Train a run for a time; one that was stopped goes on with the steps that it had, and a
+    finished one is left.
 
     Args:
         folder: of the run.
@@ -151,6 +152,8 @@ def trained(
         quick: instead of that a few steps, on a small bank, for tests.
         points: evaluations along the way, 0 to leave that to the overrides.
     """
+    if Run(folder).finished:
+        return
     overrides = [*overrides, *(quickly(overrides) if quick else ())]
     if folder.exists():
         config = Run(folder).config["trainer"]

@@ -70,10 +70,9 @@ def conditions(effort: Effort, minutes: float) -> dict[str, object]:
 
 def run_of(prior: str, folder: Path, minutes: float) -> Path:
     """The run folder of a prior, trained for the given time unless it is finished already."""
-    run = Run(folder / prior)
-    if not run.finished:
-        trained(run.folder, [f"prior={prior}", *WEIGHTED.get(prior, ()), *TASK], minutes)
-    return run.folder
+    run = folder / prior
+    trained(run, [f"prior={prior}", *WEIGHTED.get(prior, ()), *TASK], minutes)
+    return run
 
 
 def train_seconds(folder: Path) -> float:

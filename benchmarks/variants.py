@@ -69,5 +69,15 @@ VARIANTS = {
 
 
 def variants_of(prior: str) -> tuple[Variant, ...]:
-    """The variants of the recipe of a prior."""
-    return VARIANTS[composed([f"prior={prior}"]).sampler.informed == "anchor"]
+    """The variants of the recipe of a prior.
+
+    Raises:
+        ValueError: the prior's sampler has no log-weights to be compared by.
+    """
+    sampler = composed([f"prior={prior}"]).sampler
+    if "informed" not in sampler:
+        raise ValueError(
+            f"--priors {prior} has a sampler without log-weights, {sampler['_target_']}; choose "
+            "priors with vector noise, e.g. fashion_vae"
+        )
+    return VARIANTS[sampler.informed == "anchor"]

@@ -2,6 +2,7 @@
 
 import netrc
 import os
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,13 @@ def csv_logger(run: str) -> Logger:
     Args:
         run: Run folder.
     """
-    names = ("csv" if i == 0 else f"csv-{i}" for i in count())
-    version = next(name for name in names if not (Path(run) / name).exists())
+    version = next(folder.name for folder in csv_folders(run) if not folder.exists())
     return CSVLogger(run, name="", version=version, flush_logs_every_n_steps=1)
+
+
+def csv_folders(run: str | Path) -> Iterator[Path]:
+    """Where the logs of the first, second, ... start of a run lie, or would."""
+    return (Path(run) / ("csv" if i == 0 else f"csv-{i}") for i in count())
 
 
 def wandb_logger(

@@ -99,6 +99,8 @@ def test_unknown_variants_are_named_before_training():
     with pytest.raises(ValueError, match=r"fashion_hvae are published.*got 'gradient informed'"):
         chosen("fashion_hvae", ["gradient informed"])
     assert chosen("fashion_vae", ["gradient informed"]) == ["gradient informed"]
+    with pytest.raises(ValueError, match="fashion_sd has a sampler without log-weights"):
+        chosen("fashion_sd", None)
 
 
 def test_the_published_recipe_learns_one_posterior(tmp_path):
