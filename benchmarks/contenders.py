@@ -19,6 +19,7 @@ GENERAL = f"{AMORTISED}, all operators"
 REFINED = f"{AMORTISED}, refined"
 TEMPERED = f"{REFINED}, temperature 0.5"
 COOLED = f"{REFINED}, temperature 0"
+MEDOID = f"{REFINED}, medoid of 16"
 _REFINED = {"refine": (2, 2, 2)}
 _STEPPED = ("psld", "gml_dps", "latent_dps", "dps", "flow_dps", "flow_chef")
 _CHAINS = {"steps": 4, "burn_in": 2, "chains": 2, "thin": 1}
@@ -80,7 +81,8 @@ class Contender:
     @property
     def estimate(self) -> bool:
         """Whether its images are estimates, and no draws of the posterior."""
-        return bool(self.mean) or self.settings.get("temperature", 1) != 1
+        cooled = self.settings.get("temperature", 1) != 1
+        return bool(self.mean) or cooled or self.settings.get("medoid", 1) > 1
 
     @property
     def slow(self) -> bool:
@@ -190,6 +192,7 @@ INVERSE = (
     Contender(REFINED, "amortized", _REFINED),
     Contender(TEMPERED, "amortized", {**_REFINED, "temperature": 0.5}),
     Contender(COOLED, "amortized", {**_REFINED, "temperature": 0.0}, samples=1),
+    Contender(MEDOID, "amortized", {**_REFINED, "medoid": 16}, samples=4),
     corrected("importance"),
     corrected("pcn"),
     corrected("mala"),

@@ -14,6 +14,7 @@ from outsourced.sampler import NoiseSampler
 from outsourced.solvers import corrections
 from outsourced.solvers.base import Samples, check_request, clock
 from outsourced.solvers.corrections import Draws, Target
+from outsourced.solvers.resampling import medoids, pick
 from outsourced.solvers.transition import KERNELS, check_kernel
 from outsourced.tasks.base import Observation
 from outsourced.transport import NoiseTransport
@@ -53,6 +54,9 @@ class Amortized:
             truth; at 0 all of an observation are the same.
         refine: conjugate gradients of each fit of y by a `NoiseTransport`, in the place of those
             that it was trained with; more of them cost time, and fit better.
+        medoid: draws behind each sample, without a correction: of so many the one nearest to their
+            mean in x is kept. Such samples are estimates, and have no weights: nearer to the truth
+            than a draw, and as sharp as one, which the mean is not.
         chunk: most paths rolled out at once; whole observations at a time, so that one observation
             with more candidates still fits one chunk. posterior.chunk by default.
 
@@ -72,6 +76,7 @@ class Amortized:
         noise: bool = False,
         temperature: float = 1.0,
         refine: int | Sequence[int] | None = None,
+        medoid: int = 1,
         chunk: int | None = None,
     ) -> None:
         if correct not in CORRECTIONS:
@@ -80,9 +85,15 @@ class Amortized:
         self._check_use("candidates", candidates, correct, (*RESAMPLING, *KERNELS))
         self._check_use("moves", moves, correct, ("imh", *KERNELS))
         self._check_use("step", step, correct, tuple(KERNELS))
-        for name, value in (("candidates", candidates), ("moves", moves), ("chunk", chunk)):
+        counts = {"candidates": candidates, "moves": moves, "medoid": medoid, "chunk": chunk}
+        for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"solver.{name} must be >= 1, got {value}")
+        if medoid > 1 and (correct or temperature == 0):
+            raise ValueError(
+                "solver.medoid > 1 chooses among uncorrected draws that differ, got "
+                f"{medoid} with correct={correct} and temperature={temperature}"
+            )
         self.options = self._options(sampler, posterior, correct, temperature, refine)
         if correct in KERNELS:
             check_kernel(correct, posterior, step)
@@ -93,7 +104,7 @@ class Amortized:
             corrections.check_twist(sampler)
         self.sampler, self.posterior = sampler, posterior
         self.correct, self.candidates, self.step = correct, candidates, step
-        self.noise = noise
+        self.noise, self.medoid = noise, medoid
         self.moves = MOVES if moves is None else moves
         self.chunk = posterior.chunk if chunk is None else chunk
 
@@ -138,7 +149,7 @@ class Amortized:
     def _proposals(self, n: int) -> int:
         """Proposals for each observation at once."""
         if self.correct not in (*RESAMPLING, *KERNELS):
-            return n
+            return n * self.medoid
         default = max(4 * n, 64) if self.correct in RESAMPLING else n
         count = default if self.candidates is None else self.candidates
         if count < n:
@@ -206,7 +217,8 @@ class Amortized:
         target = Target(self.sampler, self.posterior, obs, context, generator, self.options)
         if self.correct is None:
             known = self.noise or self.sampler.weighted
-            return target.propose(n) if known else target.propose_data(n)
+            draws = target.propose(proposals) if known else target.propose_data(proposals)
+            return draws if self.medoid == 1 else self._medoids(draws, n)
         if self.correct == "importance":
             return corrections.importance(target, n, proposals)
         if self.correct == "smc":
@@ -214,3 +226,10 @@ class Amortized:
         if self.correct == "imh":
             return corrections.imh(target, n, self.moves)
         return corrections.finish(target, n, proposals, self.correct, self.moves, self.step)
+
+    @staticmethod
+    def _medoids(draws: Draws, n: int) -> Draws:
+        """One draw of each of n groups, without its weight, which is not that of a chosen one."""
+        index = medoids(draws.x, n)
+        z = pick(draws.z, index) if len(draws.z) else draws.z
+        return Draws(z, pick(draws.x, index), draws.log_weight[:0])

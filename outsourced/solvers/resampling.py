@@ -1,4 +1,4 @@
-"""Systematic resampling of weighted draws, each observation on its own."""
+"""Which of many draws are kept, each observation on its own: systematic resampling, medoids."""
 
 from __future__ import annotations
 
@@ -44,6 +44,26 @@ def resample(log_weight: Tensor, n: int, generator: torch.Generator | None = Non
 def pick(value: Tensor, index: Tensor) -> Tensor:
     """The draws (m, B, ...) that `resample` chose: (n, B, ...)."""
     return value[index, torch.arange(index.shape[1], device=index.device)]
+
+
+def medoids(x: Tensor, n: int) -> Tensor:
+    """Which draw of each of n groups has the least mean squared distance to the others of it.
+
+    That is the one nearest to their mean: by the squared error an estimate, among the draws the
+    best, which minimises the Bayes risk over them.
+
+    Args:
+        x: m draws, m a multiple of n, for each of B observations, (m, B, ...); a group is m / n
+            draws in a row.
+        n: groups.
+
+    Returns:
+        indices into the draws, (n, B).
+    """
+    groups = x.unflatten(0, (n, -1))
+    away = (groups - groups.mean(1, keepdim=True)).flatten(3).square().sum(-1)
+    first = torch.arange(0, len(x), groups.shape[1], device=x.device)
+    return away.argmin(1) + first[:, None]
 
 
 def ess_share(log_weight: Tensor) -> Tensor:

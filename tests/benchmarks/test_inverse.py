@@ -16,6 +16,7 @@ from benchmarks.contenders import (
     DISTILLED,
     GENERAL,
     INVERSE,
+    MEDOID,
     REFINED,
     TEMPERED,
 )
@@ -222,6 +223,7 @@ def test_solvers_have_the_samples_that_they_are_worth() -> None:
             REFINED: 16,
             TEMPERED: 16,
             COOLED: 1,
+            MEDOID: 4,
             GENERAL: 16,
         },
         **{DISTILLED: 16, "pcn": 16, "hmc": 16},
@@ -229,7 +231,7 @@ def test_solvers_have_the_samples_that_they_are_worth() -> None:
     }
     assert found[AMORTISED].timing == 2
     estimates = [name for name, c in found.items() if not c.calibrated]
-    assert estimates == [f"{AMORTISED}, mean of 16", TEMPERED, COOLED]
+    assert estimates == [f"{AMORTISED}, mean of 16", TEMPERED, COOLED, MEDOID]
     args.calibrate = AMORTISED
     kept = [c.name for c in inverse.chosen(args) if c.calibrated]
     assert all(name.startswith((AMORTISED, DISTILLED)) for name in kept)
@@ -254,13 +256,13 @@ def test_command_trains_measures_and_resumes(
     call += ["--readme", str(tmp_path / "README.md"), "--train", f"data.bank_folder={tmp_path}"]
     inverse.main(call)
     found = {row["solver"]: row for row in read_csv(tmp_path / "docs" / "i.csv")}
-    missing = {DISTILLED, REFINED, TEMPERED, COOLED, GENERAL}  # only transports are refined
+    missing = {DISTILLED, REFINED, TEMPERED, COOLED, MEDOID, GENERAL}  # only transports are refined
     expected = [c.name for c in INVERSE if c.name.split(",")[0] in ("pcn", "hmc") or c.amortised]
     assert list(found) == [REAL, *(name for name in expected if name not in missing)]
     assert 0 < float(found[AMORTISED]["cover_90"]) <= 1
     assert float(found["pcn, same time"]["draws"]) == 2
     assert (
-        f"untrained: {REFINED}; {TEMPERED}; {COOLED}; {GENERAL}; {DISTILLED}"
+        f"untrained: {REFINED}; {TEMPERED}; {COOLED}; {MEDOID}; {GENERAL}; {DISTILLED}"
         in capsys.readouterr().out
     )
     text = (tmp_path / "docs" / "i.md").read_text()

@@ -146,6 +146,24 @@ def test_latents_are_decoded_where_no_noise_is_asked_for(posterior):
     torch.testing.assert_close(posterior.decode(full.z[0]), full.x[0])
 
 
+def test_medoids_of_a_transport_are_some_of_its_draws(posterior):
+    """With or without their noise. Mutants: draws of other noise, the inversion of another one."""
+    sampler = transport(posterior, tolerance=1e-5)
+    _, _, obs = posterior.simulate(2, torch.Generator().manual_seed(1))
+    draws = Amortized(sampler, posterior)(obs, 8, torch.Generator().manual_seed(2)).x
+    plain = Amortized(sampler, posterior, medoid=4)(obs, 2, torch.Generator().manual_seed(2))
+    assert plain.z is None
+    for i in range(2):
+        found = (draws[4 * i : 4 * i + 4] == plain.x[i]).flatten(2).all(-1)
+        assert found.sum(0).tolist() == [1, 1]
+    noisy = Amortized(sampler, posterior, noise=True, medoid=4)
+    full = noisy(obs, 2, torch.Generator().manual_seed(2))
+    torch.testing.assert_close(full.x, plain.x, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(posterior.decode(full.z[0]), full.x[0])
+    with pytest.raises(ValueError, match=r"draws that differ, got 4 with .*temperature=0"):
+        Amortized(sampler, posterior, temperature=0.0, medoid=4)
+
+
 def test_samples_count_equally_and_moves_start_from_them(posterior):
     """Mutants: weights of zero, which say that all is well; weights of another sampler."""
     sampler = transport(posterior)

@@ -105,6 +105,37 @@ def test_batch_equals_single_calls(posterior, correct: str | None) -> None:
         )
 
 
+def test_medoids_are_the_draws_nearest_to_the_others(posterior, generator) -> None:
+    """Of each group of an observation the one of least summed squared distances, with its own z,
+    one after the other by definition; in chunks as in one piece, and nearer to the posterior mean.
+
+    Mutants: the mean of all groups or observations, the farthest, groups that are strided, z of
+    another draw, weights of draws that were chosen, one chunk too wide for the draws.
+    """
+    obs, n, m = observations(0.4, -2.0), 3, 5
+    sampler = new_sampler(posterior, 0.2)
+    draws = Amortized(sampler, posterior)(obs, n * m, torch.Generator().manual_seed(5))
+    calls = posterior.prior_calls
+    kept = Amortized(sampler, posterior, medoid=m)(obs, n, torch.Generator().manual_seed(5))
+    assert posterior.prior_calls - calls == kept.prior_calls == 2 * n * m
+    for b in range(2):
+        for i in range(n):
+            group = draws.x[i * m : (i + 1) * m, b]
+            costs = [sum(float((x - other) @ (x - other)) for other in group) for x in group]
+            best = i * m + costs.index(min(costs))
+            assert torch.equal(kept.x[i, b], draws.x[best, b])
+            assert torch.equal(kept.z[i, b], draws.z[best, b])
+    assert kept.log_weight is None
+    assert kept.proposal_log_weight is None
+    chunked = Amortized(sampler, posterior, medoid=m, chunk=n * m)
+    whole = chunked(obs, n, torch.Generator().manual_seed(5)).x[:, 0]
+    first = chunked(obs[0], n, torch.Generator().manual_seed(5)).x[:, 0]
+    assert torch.equal(whole, first)
+    far = Amortized(sampler, posterior)(obs, 500, generator).x
+    near = Amortized(sampler, posterior, medoid=m)(obs, 500, generator).x
+    assert near.std(0).max() < 0.8 * far.std(0).max()
+
+
 def test_default_candidates(posterior, generator) -> None:
     """max(4 n, 64) proposals per observation, each decoded once, in chunks that hold them.
 
@@ -164,6 +195,10 @@ def test_errors(posterior) -> None:
         Amortized(sampler, posterior, "hmc", step=2)
     with pytest.raises(ValueError, match=r"solver\.chunk must be >= 1, got 0"):
         Amortized(sampler, posterior, chunk=0)
+    with pytest.raises(ValueError, match=r"solver\.medoid must be >= 1, got 0"):
+        Amortized(sampler, posterior, medoid=0)
+    with pytest.raises(ValueError, match=r"medoid > 1 chooses among unc.*got 4 with correct=imh"):
+        Amortized(sampler, posterior, "imh", medoid=4)
     with pytest.raises(ValueError, match="n >= 1 samples per observation, got 0"):
         Amortized(sampler, posterior)(obs, 0)
     with pytest.raises(ValueError, match="at least one observation"):
