@@ -141,7 +141,6 @@ def headline(records: Sequence[Record]) -> str:
         f"{table}\n\n{not_met(records)}\n\n"
         f"{first['images']} held-out images, sigma = {first['sigma']}; PSLD at 1000 steps. "
         "Refined: `solver.refine=[2,2,2]`; medoid: of 16 refined samples the one nearest to their "
-        "Refined: `solver.refine=[2,2,2]`; medoid: of 16 refined samples the one nearest to their "
         "mean; estimate: refined, `solver.temperature=0`; one step: a distilled sampler. "
         "Perceptual: distance to the truth; Fréchet: of sets of images, on "
         "fashion_features both; in 90 %: pixels of the prior's own images in central intervals of "

@@ -137,6 +137,7 @@ def test_headline_is_beside_psld() -> None:
     assert "earned back after 300 images)" in short
     assert "Of 17 targets 0 are met" in short
     assert "H100, m, 1 thread(s), torch 2" in short
+    assert short.count("medoid: of 16") == 1
     slow = [{**r, "seconds": 0.02} if r["solver"] == REFINED else r for r in rows()]
     assert "| 3.01 | 301 | 150 | 30 | 602 |" in headline(slow)
     assert "Nearer" not in headline(slow)
