@@ -37,6 +37,11 @@ def figures_of_merit(
 
 
 def _verdict(posterior: Posterior, samples: Samples, figures: dict[str, Tensor]) -> str:
+    if samples.estimates:
+        return (
+            "unknown: estimates are no draws of the posterior, and are less spread; leave out "
+            "solver.medoid and solver.temperature for draws"
+        )
     weight = samples.proposal_log_weight
     candidates = 0 if weight is None else len(weight)
     corrected = samples.log_weight is None

@@ -208,6 +208,7 @@ class Amortized:
             seconds=clock(obs.y.device) - start,
             proposal_log_weight=weight if len(weight) else None,
             diagnostics={name: torch.cat([p.diagnostics[name] for p in pieces]) for name in names},
+            estimates=self.medoid > 1 or "temperature" in self.options,
         )
 
     def _draw(

@@ -27,6 +27,7 @@ class Samples:
         proposal_log_weight: log-weights of everything that was proposed, (m, B), where the method
             has any: evidence and effective sample size are theirs.
         diagnostics: what else the method can say about itself, one entry per observation.
+        estimates: whether x is nearer to one answer than draws of a posterior are.
     """
 
     x: Tensor
@@ -36,6 +37,7 @@ class Samples:
     seconds: float
     proposal_log_weight: Tensor | None = None
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    estimates: bool = False
 
 
 class Solver(Protocol):

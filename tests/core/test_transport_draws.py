@@ -116,6 +116,7 @@ def test_temperature_is_the_spread_of_the_noise(posterior):
             solver = Amortized(sampler, posterior, temperature=temperature)
             samples = solver(obs, 200, torch.Generator().manual_seed(2))
             spread[temperature] = float(samples.x.std(0).mean())
+            assert samples.estimates == (temperature < 1)
         assert spread[0.5] == pytest.approx(0.5 * spread[1.0], rel=1e-3)
         assert spread[0.0] < 1e-6
         full = Amortized(sampler, posterior, noise=True, temperature=0.5)
@@ -153,6 +154,7 @@ def test_medoids_of_a_transport_are_some_of_its_draws(posterior):
     draws = Amortized(sampler, posterior)(obs, 8, torch.Generator().manual_seed(2)).x
     plain = Amortized(sampler, posterior, medoid=4)(obs, 2, torch.Generator().manual_seed(2))
     assert plain.z is None
+    assert plain.estimates
     for i in range(2):
         found = (draws[4 * i : 4 * i + 4] == plain.x[i]).flatten(2).all(-1)
         assert found.sum(0).tolist() == [1, 1]

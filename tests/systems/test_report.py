@@ -44,6 +44,17 @@ def test_figures_of_merit(problem, generator) -> None:
     assert len(lines) == len(values) - 1
 
 
+def test_estimates_are_told_from_draws(problem, generator) -> None:
+    """Mutants: medoids taken for corrected draws; draws taken for estimates."""
+    p = problem()
+    _, x, obs = p.posterior.simulate(2, generator)
+    for medoid, told in ((3, True), (1, False)):
+        samples = Amortized(p.sampler, p.posterior, medoid=medoid)(obs, 70, generator)
+        values = figures_of_merit(p.posterior, samples, obs, x)
+        assert values["verdict"].startswith("unknown: estimates are no draws") == told
+        assert ("ess" in values) != told
+
+
 def test_written_samples(tmp_path) -> None:
     """Tensors and pictures are those of the samples; pictures of an earlier call are gone.
 
