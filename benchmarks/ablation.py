@@ -3,7 +3,7 @@
     python -m benchmarks.ablation --minutes 5
 
 Each variant is a `train.py` run of the same time on the same prior and task; its evaluations along
-the way give the evidence bound after as many prior calls as the thriftiest variant made in all.
+the way give the evidence bound within half of the prior calls that the median variant made.
 The reference is the recipe of the paper, one sampler for each of the observations that the others
 are evaluated on. Runs lie in --runs and are used again; finished rows are in the CSV file.
 """
@@ -136,21 +136,21 @@ def train_reference(prior: str, task: str, args: argparse.Namespace) -> list[dic
 
 
 def summarise(curves: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """The last figures of each curve, its ELBO at the fewest calls that a variant but the reference
-    made in all, and the calls that it took to the reference's last ELBO.
+    """The last figures of each curve, its ELBO within half of the calls that the median variant but
+    the reference made in all, and the calls that it took to the reference's last ELBO.
 
     Args:
         curves: by variant; points in order.
     """
-    shared = min(c[-1]["prior_calls"] for name, c in curves.items() if name != PUBLISHED)
+    totals = [c[-1]["prior_calls"] for name, c in curves.items() if name != PUBLISHED]
+    shared = float(np.median(totals)) / 2
     goal = curves[PUBLISHED][-1]["elbo"] if PUBLISHED in curves else float("inf")
     found = {}
     for name, curve in curves.items():
-        spent = [point["prior_calls"] for point in curve]
         figures = {k: v for k, v in curve[-1].items() if k != "step"}
-        figures["at_calls"] = float(np.interp(shared, spent, [point["elbo"] for point in curve]))
-        if spent[0] > shared:  # not known before the first evaluation
-            del figures["at_calls"]
+        within = [point["elbo"] for point in curve if point["prior_calls"] <= shared]
+        if within:
+            figures["at_calls"] = within[-1]
         there = [point["prior_calls"] for point in curve if point["elbo"] >= goal]
         if there:
             figures["to_reference"] = there[0]
@@ -181,8 +181,8 @@ def report(records: Sequence[Record]) -> str:
         f"{markdown(records, COLUMNS)}\n\n"
         f"`train.py` for {float(str(first['budget_minutes'])):g} minutes each, evaluated on "
         f"{first['observations']} simulated observation(s) with {first['n']} samples; nats. At "
-        "equal calls: the bound after as many prior calls as the thriftiest variant of the prior "
-        "and task made in all. Calls to the reference's ELBO: at the first evaluation that reached "
+        "equal calls: the bound at the last evaluation within half of the prior calls that the "
+        "median variant of the prior and task made in all. Calls to the reference's ELBO: at the first evaluation that reached "
         "what the published recipe ends with, which spends its calls (and its time) on each "
         f"observation anew{length}. Calls include the pairs of the bank, which all tasks of a "
         "prior share; the published recipe has none. Of samplers that gradients guide, "

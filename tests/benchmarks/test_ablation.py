@@ -52,18 +52,21 @@ def point(calls: float, elbo: float) -> dict[str, float]:
     return {"step": calls / 10, "seconds": calls, "prior_calls": calls, "elbo": elbo}
 
 
-def test_equal_calls_are_those_of_the_thriftiest_variant():
-    """Mutant: the reference's calls, which are of one y; extrapolation below the first point; the
-    last evaluation above the goal for the first."""
+def test_equal_calls_are_half_of_the_median_variants():
+    """Mutants: the reference's calls, which are of one y; the median itself; the first evaluation
+    beyond the calls; the last evaluation above the goal for the first."""
     curves = {
         "default": [point(100, -9.0), point(200, -5.0), point(300, -4.0)],
         "late": [point(260, -8.0), point(500, -6.0)],
         "short": [point(50, -7.5), point(250, -7.0)],
+        "thrifty": [point(20, -9.5), point(30, -7.7), point(40, -8.0)],
         PUBLISHED: [point(10, -20.0), point(20, -6.5)],
     }
     found = summarise(curves)
-    assert found["default"]["at_calls"] == pytest.approx(-4.5)
-    assert found["short"]["at_calls"] == -7.0
+    assert found["default"]["at_calls"] == -9.0  # half of 275
+    assert found["short"]["at_calls"] == -7.5
+    assert found["thrifty"]["at_calls"] == -8.0
+    assert found[PUBLISHED]["at_calls"] == -6.5
     assert "at_calls" not in found["late"]
     assert found["default"]["to_reference"] == 200
     assert found["late"]["to_reference"] == 500
