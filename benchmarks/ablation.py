@@ -184,10 +184,10 @@ def report(records: Sequence[Record]) -> str:
         "equal calls: the bound at the last evaluation within half of the prior calls that the "
         "median variant of the prior and task made in all. Calls to the reference's ELBO: at the "
         "first evaluation that reached what the published recipe ends with, which spends its calls "
-        f"(and its time) on each observation anew{length}. Calls include the pairs of the bank, which all tasks of a "
-        "prior share; the published recipe has none. Of samplers that gradients guide, "
-        "`reverse_kl` and `adjoint_sampling`, whose own gradient passes through the path, have no "
-        f"guidance and a diagonal variance. {told(first)}."
+        f"(and its time) on each observation anew{length}. Calls include the pairs of the bank, "
+        "which all tasks of a prior share; the published recipe has none. Of samplers that "
+        "gradients guide, `reverse_kl` and `adjoint_sampling`, whose own gradient passes through "
+        f"the path, have no guidance and a diagonal variance. {told(first)}."
     )
 
 
