@@ -192,7 +192,7 @@ INVERSE = (
     Contender(REFINED, "amortized", _REFINED),
     Contender(TEMPERED, "amortized", {**_REFINED, "temperature": 0.5}),
     Contender(COOLED, "amortized", {**_REFINED, "temperature": 0.0}, samples=1),
-    Contender(MEDOID, "amortized", {**_REFINED, "medoid": 16}, samples=4),
+    Contender(MEDOID, "amortized", {**_REFINED, "medoid": 16}, samples=2),
     corrected("importance"),
     corrected("pcn"),
     corrected("mala"),

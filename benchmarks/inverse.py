@@ -62,7 +62,7 @@ def _sized(contender: Contender, args: argparse.Namespace) -> Contender:
     return replace(
         contender,
         samples=contender.samples or (args.n if cheap else args.others),
-        timing=contender.samples or args.others,
+        timing=min(contender.samples or args.others, args.others),
         calibrated=judged and not contender.estimate,
     )
 

@@ -223,13 +223,15 @@ def test_solvers_have_the_samples_that_they_are_worth() -> None:
             REFINED: 16,
             TEMPERED: 16,
             COOLED: 1,
-            MEDOID: 4,
             GENERAL: 16,
         },
         **{DISTILLED: 16, "pcn": 16, "hmc": 16},
         **{f"{AMORTISED} + {kind}": 16 for kind in ("importance", "pcn", "mala")},
     }
-    assert found[AMORTISED].timing == 2
+    assert found[AMORTISED].timing == found[MEDOID].timing == 2
+    assert found[COOLED].timing == 1
+    fewer = {c.name: c for c in inverse.chosen(Namespace(**{**vars(args), "others": 1}))}
+    assert (fewer[MEDOID].samples, fewer[MEDOID].timing) == (2, 1)
     estimates = [name for name, c in found.items() if not c.calibrated]
     assert estimates == [f"{AMORTISED}, mean of 16", TEMPERED, COOLED, MEDOID]
     args.calibrate = AMORTISED
