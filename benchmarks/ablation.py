@@ -81,8 +81,8 @@ def logged(folder: Path) -> list[Record]:
     for place in takewhile(Path.exists, csv_folders(folder)):
         more = read_csv(place / "metrics.csv")
         first = min((int(row["step"]) for row in more), default=0)
-        kept = [row for row in rows if not more or int(str(row["step"])) < first]
-        rows = [*kept, *more]
+        before = [row for row in rows if not more or int(str(row["step"])) < first]
+        rows = [*before, *more]
     return rows
 
 

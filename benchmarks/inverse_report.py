@@ -71,8 +71,11 @@ SHORT = (
     Column("images", "earned back, images", ".0f"),
 )
 OURS = {
-    **{"default": AMORTISED, "refined": REFINED, "medoid": MEDOID},
-    **{"cooled": COOLED, "distilled": DISTILLED},
+    "default": AMORTISED,
+    "refined": REFINED,
+    "medoid": MEDOID,
+    "cooled": COOLED,
+    "distilled": DISTILLED,
 }
 BESIDE = ("perceptual", "frechet", "residual", "seconds", "seconds_one")
 SUMMARY = (

@@ -55,8 +55,8 @@ class Amortized:
         refine: conjugate gradients of each fit of y by a `NoiseTransport`, in the place of those
             that it was trained with; more of them cost time, and fit better.
         medoid: draws behind each sample, without a correction: of so many the one nearest to their
-            mean in x is kept. Such samples are estimates, and have no weights: nearer to the truth
-            than a draw, and nearly as sharp as one, which the mean is not.
+            mean in x is kept. Such samples are estimates, and have no weights: nearer to the mean
+            than a draw, and an image of the prior, which the mean is not.
         chunk: most paths rolled out at once; whole observations at a time, so that one observation
             with more candidates still fits one chunk. posterior.chunk by default.
 

@@ -213,7 +213,8 @@ def test_one_sampler_of_all_operators_sees_each_as_its_own() -> None:
 
 
 def test_solvers_have_the_samples_that_they_are_worth() -> None:
-    """Mutant: sixteen samples of what pays for each, one of chains; estimates calibrated."""
+    """Mutants: sixteen samples of what pays for each, one of chains; estimates calibrated; medoids
+    timed in other numbers than the rest."""
     args = Namespace(solvers=None, quick=False, n=16, others=2, calibrate="all")
     found = {c.name: c for c in inverse.chosen(args)}
     assert {name: c.samples for name, c in found.items() if c.samples != 2} == {

@@ -107,7 +107,7 @@ def test_batch_equals_single_calls(posterior, correct: str | None) -> None:
 
 def test_medoids_are_the_draws_nearest_to_the_others(posterior, generator) -> None:
     """Of each group of an observation the one of least summed squared distances, with its own z,
-    one after the other by definition; in chunks as in one piece, and nearer to the posterior mean.
+    one after the other by definition; in chunks as in one piece, and less spread than draws.
 
     Mutants: the mean of all groups or observations, the farthest, groups that are strided, z of
     another draw, weights of draws that were chosen, one chunk too wide for the draws.
