@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.budget import trained
 from benchmarks.driver import call, kept, parser, render, surroundings, told
 from benchmarks.posteriors import load
-from benchmarks.published import POINTS, steps_within, train_published
+from benchmarks.published import steps_within, train_published
 from benchmarks.tables import Column, Record, markdown, read_csv, write_csv
 from benchmarks.variants import Variant, variants_of
 from outsourced.bank import PairBank
@@ -126,7 +126,7 @@ def train_reference(prior: str, task: str, args: argparse.Namespace) -> list[dic
     bank = PairBank.build(posterior, str(args.runs / "banks"), BANK, 0, BANK)
     steps = args.reference_steps or steps_within(posterior, bank, args.minutes)
     curves = [
-        train_published(posterior, known.simulated[i], bank, steps, args.n, i)
+        train_published(posterior, known.simulated[i], bank, steps, args.n, i, args.points)
         for i in range(args.observations)
     ]
     return [
@@ -206,8 +206,9 @@ def chosen(prior: str, names: Sequence[str] | None) -> list[str]:
 
 def run(args: argparse.Namespace) -> None:
     """Fill the table that the arguments ask for."""
-    if args.reference_steps and args.reference_steps < POINTS:
-        raise ValueError(f"--reference-steps must be 0 or >= {POINTS}, got {args.reference_steps}")
+    steps, points = args.reference_steps, args.points
+    if steps and steps < points:
+        raise ValueError(f"--reference-steps must be 0 or >= --points = {points}, got {steps}")
     if args.quick:
         vars(args).update(QUICK)
         args.minutes = QUICK_MINUTES

@@ -31,7 +31,7 @@ PATHS = 64
 WEIGHTS = {"on_policy": 0.6, "reference": 0.25, "replay": 0.15}
 SAMPLER: dict[str, Any] = {"steps": 25, "schedule": "cosine", "informed": "none"}
 PROBE = 20  # steps, of which the later half is timed
-POINTS = 8  # of a curve
+POINTS = 8  # of a curve, by default
 
 
 class OneObservation(Task):
@@ -90,7 +90,13 @@ def steps_within(posterior: Posterior, bank: PairBank, minutes: float) -> int:
 
 
 def train_published(
-    posterior: Posterior, obs: Observation, bank: PairBank, steps: int, n: int, seed: int
+    posterior: Posterior,
+    obs: Observation,
+    bank: PairBank,
+    steps: int,
+    n: int,
+    seed: int,
+    points: int = POINTS,
 ) -> list[dict[str, float]]:
     """Train on one observation; its figures along the way, with the calls that they cost.
 
@@ -101,10 +107,11 @@ def train_published(
         steps: of the optimiser.
         n: samples behind each ELBO.
         seed: of the training.
+        points: of the curve, evenly spaced.
     """
     one = Posterior(posterior.prior, OneObservation(posterior.task, obs), chunk=posterior.chunk)
     sampler, mixture = fresh(one, seed)
-    settings = settings_of(steps, max(1, steps // POINTS), seed)
+    settings = settings_of(steps, max(1, steps // points), seed)
     curve: list[dict[str, float]] = []
 
     def evaluate(step: int) -> dict[str, float]:

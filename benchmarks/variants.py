@@ -45,7 +45,7 @@ COMMON = (
     *(without(name) for name in ("on_policy", "simulated", "replay", "refined")),
     Variant("not informed", ("sampler.informed=none",)),
     Variant("fixed variance", ("sampler.covariance=fixed",)),
-    *(Variant(f"K={k}", (f"sampler.steps={k}",)) for k in (8, 16, 32, 64)),
+    *(Variant(f"K={k}", (f"sampler.steps={k}",)) for k in (8, 16, 24, 32, 64)),
     Variant("denser late steps", ("sampler.late=0.5",)),
 )
 PATHWISE = ("reverse_kl", "adjoint_sampling")
@@ -69,7 +69,7 @@ VARIANTS = {
 
 
 def variants_of(prior: str) -> tuple[Variant, ...]:
-    """The variants of the recipe of a prior.
+    """The variants of the recipe of a prior, less the number of steps that it has by default.
 
     Raises:
         ValueError: the prior's sampler has no log-weights to be compared by.
@@ -80,4 +80,5 @@ def variants_of(prior: str) -> tuple[Variant, ...]:
             f"--priors {prior} has a sampler without log-weights, {sampler['_target_']}; choose "
             "priors with vector noise, e.g. fashion_vae"
         )
-    return VARIANTS[sampler.informed == "anchor"]
+    default = f"K={sampler.steps}"
+    return tuple(v for v in VARIANTS[sampler.informed == "anchor"] if v.name != default)

@@ -123,8 +123,8 @@ def test_the_published_recipe_learns_one_posterior(tmp_path):
             return replace(settings(*args, **kwargs), balance_lr=3e-3)
 
         patch.setattr(published, "settings_of", faster)
-        curve = published.train_published(posterior, obs, bank, 160, 512, 0)
-    assert len(curve) == published.POINTS
+        curve = published.train_published(posterior, obs, bank, 160, 512, 0, points=5)
+    assert [point["step"] for point in curve] == [32, 64, 96, 128, 160]
     covariance = matrix @ matrix.T + 0.25 * torch.eye(2)
     law = torch.distributions.MultivariateNormal(torch.zeros(2), covariance)
     assert curve[0]["elbo"] < curve[-1]["elbo"] < float(law.log_prob(obs.y)) + 0.02
@@ -142,8 +142,8 @@ def test_the_command_fills_its_table(tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     names = ["default", "no replay paths", PUBLISHED]
-    with pytest.raises(SystemExit, match=f"must be 0 or >= {published.POINTS}, got 3"):
-        ablation.main(["--reference-steps", "3"])
+    with pytest.raises(SystemExit, match="must be 0 or >= --points = 4, got 3"):
+        ablation.main(["--reference-steps", "3", "--points", "4"])
     small = ["--quick", "--reference-steps", "8", "--priors", "fashion_vae", "--tasks", "inpaint"]
     arguments = [*small, "--variants", *names]
     where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "a.csv")]
