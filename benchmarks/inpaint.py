@@ -42,6 +42,7 @@ SHOWN, SHOWN_SAMPLES = 6, 64  # observations in the figure, and samples behind t
 COLUMNS = (
     Column("run", "run"),
     Column("informed", "informed"),
+    Column("steps", "K", ".0f"),
     Column("stage", "after"),
     Column("kind", "y"),
     Column("elbo", "ELBO", ".1f"),
