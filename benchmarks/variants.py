@@ -22,7 +22,7 @@ class Variant:
     @property
     def folder(self) -> str:
         """Its name without blanks."""
-        return self.name.replace(" ", "-").replace("=", "")
+        return self.name.replace(" ", "-").replace("=", "").replace(",", "")
 
 
 def alone(objective: str, *changes: str) -> Variant:
@@ -31,18 +31,19 @@ def alone(objective: str, *changes: str) -> Variant:
     return Variant(f"{objective} alone", (f"objective={objective}", start, *changes))
 
 
-def without(source: str) -> Variant:
-    """One source of paths removed."""
-    return Variant(f"no {source} paths", (f"paths.weights.{source}=0",))
+def without(source: str, recipe: Variant | None = None) -> Variant:
+    """One source of paths removed from a recipe, the default one if there is none."""
+    name, changes = (f"{recipe.name}, ", recipe.changes) if recipe else ("", ())
+    return Variant(f"{name}no {source} paths", (*changes, f"paths.weights.{source}=0"))
 
 
-ON_POLICY = tuple(f"paths.weights.{source}=0" for source in ("simulated", "replay", "refined"))
+SOURCES = ("on_policy", "simulated", "replay", "refined")
+ON_POLICY = tuple(f"paths.weights.{source}=0" for source in SOURCES[1:])
 COMMON = (
     Variant("default"),
     Variant("path_likelihood alone", ("objective=path_likelihood",)),
     *(alone(name) for name in ("log_variance", "trajectory_balance")),
     *(alone(f"{name}_balance", "sampler.flow=true") for name in ("detailed", "sub_trajectory")),
-    *(without(name) for name in ("on_policy", "simulated", "replay", "refined")),
     Variant("not informed", ("sampler.informed=none",)),
     Variant("fixed variance", ("sampler.covariance=fixed",)),
     *(Variant(f"K={k}", (f"sampler.steps={k}",)) for k in (8, 16, 24, 32, 64)),
@@ -51,16 +52,19 @@ COMMON = (
 PATHWISE = ("reverse_kl", "adjoint_sampling")
 # Their gradient passes through the path, which guidance by gradients does not let it.
 BLIND = (*ON_POLICY, "sampler.informed=none", "sampler.covariance=diagonal")
-# By whether the sampler of a prior starts at anchors; if so, its objective is pathwise.
+# By whether the sampler of a prior starts at anchors; if so, its objective is pathwise, which takes
+# no paths but its own: what their sources are worth is seen with log-variance.
 VARIANTS = {
     False: (
         *COMMON,
+        *(without(name) for name in SOURCES),
         *(alone(name, *BLIND) for name in PATHWISE),
         Variant("gradient informed", ("sampler.informed=gradient",)),
         Variant("diagonal variance", ("sampler.covariance=diagonal",)),
     ),
     True: (
         *COMMON,
+        *(without(name, alone("log_variance")) for name in SOURCES),
         *(alone(name, *ON_POLICY) for name in PATHWISE),
         Variant("full variance", ("sampler.covariance=full",)),
         Variant("no low rank", ("sampler.rank=0",)),
