@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from benchmarks import solver_report
 from benchmarks.contenders import AMORTISED, COOLED, DISTILLED, GENERAL, MEDOID, REFINED
 from benchmarks.driver import told
-from benchmarks.tables import Column, Record, markdown
+from benchmarks.tables import Column, Record, filled, markdown
 from benchmarks.targets import (
     PRIOR,
     by_task,
@@ -155,9 +155,11 @@ def headline(records: Sequence[Record]) -> str:
 def report(records: Sequence[Record]) -> str:
     """The text between the markers of docs/inverse.md."""
     first, known = records[0], with_break_even(records)
-    parts = [targets(records), solver_report.report(known) + " " + notes(first)]
+    parts = [solver_report.report(known) + " " + notes(first)]
+    if by_task(records, PRIOR):
+        parts.insert(0, targets(records))
     if rows := lines(known):
-        parts.insert(0, markdown(rows, COLUMNS) + SUMMARY)
+        parts.insert(0, markdown(rows, filled(COLUMNS, rows)) + SUMMARY)
     return "\n\n".join(parts)
 
 

@@ -64,6 +64,15 @@ def markdown(records: Sequence[Record], columns: Sequence[Column]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def filled(columns: Sequence[Column], records: Sequence[Record]) -> list[Column]:
+    """The columns in which a record has something."""
+    return [
+        column
+        for column in columns
+        if any(record.get(column.key) not in ("", None) for record in records)
+    ]
+
+
 def has_section(path: Path, name: str) -> bool:
     """Whether a text file has the two markers `<!-- name:start -->` and `<!-- name:end -->`."""
     if not path.is_file():

@@ -117,6 +117,20 @@ def test_report_is_of_the_rows() -> None:
     assert "least perceptual distance" in text
 
 
+def test_report_on_other_priors_has_what_they_have() -> None:
+    """No targets, which are of fashion_sd, and no columns of solvers that have not run.
+
+    Mutants: the list of open targets, a column of dashes, a column left out for its zero.
+    """
+    ours = [r for r in rows(minutes=0.0) if r["solver"] in (AMORTISED, "pcn, same time")]
+    text = report([{**r, "prior": "fashion_vae"} for r in ours])
+    assert "Targets" not in text
+    summary = text.splitlines()[0]
+    assert "medoid" not in summary
+    assert "training min" in summary
+    assert "| medoid |" in report(rows()).splitlines()[0]
+
+
 def test_headline_is_beside_psld() -> None:
     """Figures and speeds of the named samplers beside the better variant in each figure; who is
     nearer than PSLD at 1000 steps is told, and what is missed.
