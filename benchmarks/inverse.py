@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
             pictures.setdefault(prior, []).extend(cases(args.runs, *about, SHOWN, 1, INSTEAD))
     records = read_csv(args.out)
     render(args, SECTION, report(records), headline(records))
-    draw(pictures, args.out.parent / "figures" / f"{SECTION}.png")
+    draw(pictures, args.out.parent / "figures" / f"{args.out.stem}.png")
 
 
 def main(argv: list[str] | None = None) -> None:
