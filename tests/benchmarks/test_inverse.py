@@ -271,6 +271,6 @@ def test_command_trains_measures_and_resumes(
     text = (tmp_path / "docs" / "i.md").read_text()
     assert "no task has the rows for it" in text
     assert "### fashion_vae, destripe" in text
-    assert (tmp_path / "docs" / "figures" / "inverse.png").stat().st_size > 5_000
+    assert (tmp_path / "docs" / "figures" / "i.png").stat().st_size > 5_000
     monkeypatch.setattr(side_by_side, "measure", None)
     inverse.main(call)
