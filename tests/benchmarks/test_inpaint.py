@@ -68,7 +68,7 @@ def test_command_fills_its_table_and_resumes(
         assert (out.parent / "figures" / name).stat().st_size > 10_000
     assert "R-hat median" in capsys.readouterr().out
     text = (out.parent / "inpaint.md").read_text()
-    assert "| a | none | balance | simulated |" in text
+    assert "| a | none | 3 | balance | simulated |" in text
     assert "nan" not in text  # a chain of 60 moves may not converge
     monkeypatch.setattr(inpaint, "measure", None)
     inpaint.main(arguments)  # every row is known
