@@ -67,8 +67,7 @@ def speed(rows: Sequence[Record]) -> str:
     ]
     share = f"{ours / f:.0%} of" if ours < 10 * f else f"{ours / f:.0f} times"
     own = f"It takes {share} the time of f(z), {1000 * f:.3g} ms a sample"
-    # Where a slow solver is known to compare with, the prior is a diffusion.
-    return " ".join([*lines, f"{own} (wanted: 125 % or less)." if lines else f"{own}."])
+    return " ".join([*lines, f"{own} (wanted for diffusion priors: 125 % or less)."])
 
 
 def notes(record: Record) -> str:

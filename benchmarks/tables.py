@@ -26,11 +26,15 @@ class Column:
     title: str
     form: str = ""
 
+    def known(self, record: Record) -> bool:
+        """Whether the record has such a figure."""
+        return record.get(self.key, "") not in ("", None)
+
     def show(self, record: Record) -> str:
         """The cell of a record; a dash where the record has no such figure."""
-        value = record.get(self.key, "")
-        if value in ("", None):
+        if not self.known(record):
             return "–"
+        value = record[self.key]
         return format(float(str(value)), self.form) if self.form else str(value)
 
 
@@ -66,11 +70,7 @@ def markdown(records: Sequence[Record], columns: Sequence[Column]) -> str:
 
 def filled(columns: Sequence[Column], records: Sequence[Record]) -> list[Column]:
     """The columns in which a record has something."""
-    return [
-        column
-        for column in columns
-        if any(record.get(column.key) not in ("", None) for record in records)
-    ]
+    return [column for column in columns if any(map(column.known, records))]
 
 
 def has_section(path: Path, name: str) -> bool:

@@ -38,7 +38,6 @@ def without(source: str, recipe: Variant | None = None) -> Variant:
 
 
 SOURCES = ("on_policy", "simulated", "replay", "refined")
-ON_POLICY = tuple(f"paths.weights.{source}=0" for source in SOURCES[1:])
 COMMON = (
     Variant("default"),
     Variant("path_likelihood alone", ("objective=path_likelihood",)),
@@ -51,7 +50,7 @@ COMMON = (
 )
 PATHWISE = ("reverse_kl", "adjoint_sampling")
 # Their gradient passes through the path, which guidance by gradients does not let it.
-BLIND = (*ON_POLICY, "sampler.informed=none", "sampler.covariance=diagonal")
+BLIND = ("sampler.informed=none", "sampler.covariance=diagonal")
 # By whether the sampler of a prior starts at anchors; if so, its objective is pathwise, which takes
 # no paths but its own: what their sources are worth is seen with log-variance.
 VARIANTS = {
@@ -65,7 +64,7 @@ VARIANTS = {
     True: (
         *COMMON,
         *(without(name, alone("log_variance")) for name in SOURCES),
-        *(alone(name, *ON_POLICY) for name in PATHWISE),
+        *(alone(name) for name in PATHWISE),
         Variant("full variance", ("sampler.covariance=full",)),
         Variant("no low rank", ("sampler.rank=0",)),
     ),

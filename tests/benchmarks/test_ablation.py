@@ -98,6 +98,24 @@ def test_variants_differ_from_the_default_in_what_they_say(prior):
     assert len({variant.folder for variant in variants_of(prior)}) == len(seen)
 
 
+def test_variants_change_what_they_are_called_after():
+    """Mutants: the number of steps as another setting; a removed source that forgets its recipe, or
+    another source; sources that are removed where nothing reads them.
+    """
+    known = {v.name: v.changes for v in variants_of("fashion_hvae")}
+    config = {k: composed(["prior=fashion_hvae", "task=superres", *v]) for k, v in known.items()}
+    assert config["default"].sampler.steps == 24
+    assert config["K=16"].sampler.steps == 16
+    for source in ("on_policy", "simulated", "replay", "refined"):
+        found = config[f"log_variance alone, no {source} paths"]
+        assert found.objective == config["log_variance alone"].objective
+        assert found.trainer == config["log_variance alone"].trainer
+        assert [k for k, v in found.paths.weights.items() if v == 0] == sorted(
+            {"reference", source}, key=list(found.paths.weights).index
+        )
+    assert not any(name.startswith("no ") and name.endswith(" paths") for name in known)
+
+
 def test_unknown_variants_are_named_before_training():
     """Mutant: a name that another prior has, found when the first one has been trained."""
     with pytest.raises(ValueError, match=r"fashion_hvae are published.*got 'gradient informed'"):

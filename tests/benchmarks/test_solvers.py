@@ -173,11 +173,10 @@ def test_report_tells_the_speed() -> None:
     text = report(rows)
     first, second = text.split("### ")[1:]
     assert "takes 1/300 of the time of psld, 1000" in first
-    assert "It takes 120% of the time of f(z), 10 ms a sample (wanted: 125 % or less)." in first
+    assert "It takes 120% of the time of f(z), 10 ms a sample" in first
     assert "1/" not in second.split("PSNR, SSIM")[0]
     rows[1]["seconds_f"] = "0.0001"
     assert "It takes 120 times the time of f(z), 0.1 ms a sample" in report(rows)
-    assert "0.1 ms a sample.\n" in report([rows[0], rows[1]])  # a prior without diffusion samplers
     assert "H100, m, 1 thread(s), torch 2" in text
 
 
