@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from benchmarks.draws import chosen
 from benchmarks.means import Mean
 from benchmarks.posteriors import configured
 from outsourced.posterior import Posterior
@@ -20,7 +21,8 @@ REFINED = f"{AMORTISED}, refined"
 TEMPERED = f"{REFINED}, temperature 0.5"
 COOLED = f"{REFINED}, temperature 0"
 MEDOID = f"{REFINED}, medoid of 16"
-_REFINED = {"refine": (2, 2, 2)}
+TUNED = f"{REFINED}, tuned draws"
+REFINEMENT: Mapping[str, Any] = {"refine": (2, 2, 2)}
 _STEPPED = ("psld", "gml_dps", "latent_dps", "dps", "flow_dps", "flow_chef")
 _CHAINS = {"steps": 4, "burn_in": 2, "chains": 2, "thin": 1}
 # Efforts of --quick, by the file of configs/solver.
@@ -51,6 +53,7 @@ class Contender:
             sample that PSLD takes for 1000 steps.
         run: of the amortised ones, which run folder: PRIOR-TASK, and this behind it; or `ALL`.
         mean: samples of each observation whose mean is judged, 0 for the samples themselves.
+        tuned: with the temperature and medoids that `benchmarks.tune_draws` chose for the task.
         limited: a chain of as many moves as fit into the time of the amortised sampler's run.
         samples: of each observation, `--n` by default.
         timing: samples of each observation in a batch that is timed, `samples` by default.
@@ -63,6 +66,7 @@ class Contender:
     dear: Mapping[str, Any] = field(default_factory=dict)
     run: str = ""
     mean: int = 0
+    tuned: bool = False
     limited: bool = False
     samples: int | None = None
     timing: int | None = None
@@ -82,7 +86,7 @@ class Contender:
     def estimate(self) -> bool:
         """Whether its images are estimates, and no draws of the posterior."""
         cooled = self.settings.get("temperature", 1) != 1
-        return bool(self.mean) or cooled or self.settings.get("medoid", 1) > 1
+        return bool(self.mean) or self.tuned or cooled or self.settings.get("medoid", 1) > 1
 
     @property
     def slow(self) -> bool:
@@ -95,8 +99,13 @@ class Contender:
         return self.file in CHAINS or self.settings.get("correct") in ("importance", "smc")
 
     def changes(self, posterior: Posterior) -> dict[str, Any]:
-        """The changed settings for a prior."""
-        return {**self.settings, **(self.dear if is_dear(posterior) else {})}
+        """The changed settings for a prior and a task.
+
+        Raises:
+            ValueError: it is tuned, and no search has chosen settings for them.
+        """
+        extra = chosen(posterior) if self.tuned else {}
+        return {**self.settings, **(self.dear if is_dear(posterior) else {}), **extra}
 
     def quick(self) -> Contender:
         """The same with so little effort that its figures mean nothing, for tests."""
@@ -189,10 +198,11 @@ CONTENDERS = (
 INVERSE = (
     Contender(AMORTISED, "amortized"),
     Contender(f"{AMORTISED}, mean of 16", "amortized", mean=16, samples=1),
-    Contender(REFINED, "amortized", _REFINED),
-    Contender(TEMPERED, "amortized", {**_REFINED, "temperature": 0.5}),
-    Contender(COOLED, "amortized", {**_REFINED, "temperature": 0.0}, samples=1),
-    Contender(MEDOID, "amortized", {**_REFINED, "medoid": 16}, samples=2),
+    Contender(REFINED, "amortized", REFINEMENT),
+    Contender(TEMPERED, "amortized", {**REFINEMENT, "temperature": 0.5}),
+    Contender(COOLED, "amortized", {**REFINEMENT, "temperature": 0.0}, samples=1),
+    Contender(MEDOID, "amortized", {**REFINEMENT, "medoid": 16}, samples=2),
+    Contender(TUNED, "amortized", REFINEMENT, tuned=True, samples=4),
     corrected("importance"),
     corrected("pcn"),
     corrected("mala"),

@@ -19,6 +19,7 @@ from benchmarks.contenders import (
     MEDOID,
     REFINED,
     TEMPERED,
+    TUNED,
 )
 from benchmarks.limits import lengthened, moves_within
 from benchmarks.means import Mean
@@ -225,6 +226,7 @@ def test_solvers_have_the_samples_that_they_are_worth() -> None:
             TEMPERED: 16,
             COOLED: 1,
             GENERAL: 16,
+            TUNED: 4,
         },
         **{DISTILLED: 16, "pcn": 16, "hmc": 16},
         **{f"{AMORTISED} + {kind}": 16 for kind in ("importance", "pcn", "mala")},
@@ -234,7 +236,7 @@ def test_solvers_have_the_samples_that_they_are_worth() -> None:
     fewer = {c.name: c for c in inverse.chosen(Namespace(**{**vars(args), "others": 1}))}
     assert (fewer[MEDOID].samples, fewer[MEDOID].timing) == (2, 1)
     estimates = [name for name, c in found.items() if not c.calibrated]
-    assert estimates == [f"{AMORTISED}, mean of 16", TEMPERED, COOLED, MEDOID]
+    assert estimates == [f"{AMORTISED}, mean of 16", TEMPERED, COOLED, MEDOID, TUNED]
     args.calibrate = AMORTISED
     kept = [c.name for c in inverse.chosen(args) if c.calibrated]
     assert all(name.startswith((AMORTISED, DISTILLED)) for name in kept)
@@ -259,15 +261,13 @@ def test_command_trains_measures_and_resumes(
     call += ["--readme", str(tmp_path / "README.md"), "--train", f"data.bank_folder={tmp_path}"]
     inverse.main(call)
     found = {row["solver"]: row for row in read_csv(tmp_path / "docs" / "i.csv")}
-    missing = {DISTILLED, REFINED, TEMPERED, COOLED, MEDOID, GENERAL}  # only transports are refined
+    refined = [REFINED, TEMPERED, COOLED, MEDOID, TUNED]  # which only transports are
+    missing = {*refined, GENERAL, DISTILLED}
     expected = [c.name for c in INVERSE if c.name.split(",")[0] in ("pcn", "hmc") or c.amortised]
     assert list(found) == [REAL, *(name for name in expected if name not in missing)]
     assert 0 < float(found[AMORTISED]["cover_90"]) <= 1
     assert float(found["pcn, same time"]["draws"]) == 2
-    assert (
-        f"untrained: {REFINED}; {TEMPERED}; {COOLED}; {MEDOID}; {GENERAL}; {DISTILLED}"
-        in capsys.readouterr().out
-    )
+    assert f"untrained: {'; '.join([*refined, GENERAL, DISTILLED])}" in capsys.readouterr().out
     text = (tmp_path / "docs" / "i.md").read_text()
     assert "Targets" not in text  # they are of fashion_sd
     assert "### fashion_vae, destripe" in text
