@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks import solver_report
-from benchmarks.contenders import AMORTISED, COOLED, DISTILLED, GENERAL, MEDOID, REFINED
+from benchmarks.contenders import AMORTISED, COOLED, DISTILLED, GENERAL, REFINED, TUNED
 from benchmarks.driver import told
 from benchmarks.tables import Column, Record, filled, markdown
 from benchmarks.targets import (
@@ -28,13 +28,13 @@ COLUMNS = (
     Column("rival", "best other"),
     Column("perceptual", "perceptual", ".3f"),
     Column("refined_perceptual", "refined", ".3f"),
-    Column("medoid_perceptual", "medoid", ".3f"),
+    Column("tuned_perceptual", "tuned", ".3f"),
     Column("cooled_perceptual", "at T = 0", ".3f"),
     Column("general_perceptual", "one for all tasks", ".3f"),
     Column("rival_perceptual", "other's", ".3f"),
     Column("frechet", "Fréchet", ".1f"),
     Column("refined_frechet", "refined", ".1f"),
-    Column("medoid_frechet", "medoid", ".1f"),
+    Column("tuned_frechet", "tuned", ".1f"),
     Column("cooled_frechet", "at T = 0", ".1f"),
     Column("rival_frechet", "other's", ".1f"),
     Column("residual", "residual / σ", ".3f"),
@@ -43,7 +43,7 @@ COLUMNS = (
     Column("cover_90", "in 90 %", ".1%"),
     Column("seconds", "s / sample", ".2g"),
     Column("refined_seconds", "refined", ".2g"),
-    Column("medoid_seconds", "medoid", ".2g"),
+    Column("tuned_seconds", "tuned", ".2g"),
     Column("distilled_seconds", "distilled", ".2g"),
     Column("rival_seconds_one", "other's", ".3g"),
     Column("minutes", "training min", ".1f"),
@@ -55,15 +55,15 @@ SHORT = (
     Column("psld_seconds", "PSLD, s", ".2f"),
     Column("default_times", "times faster: default", ".0f"),
     Column("refined_times", "refined", ".0f"),
-    Column("medoid_times", "medoid", ".0f"),
+    Column("tuned_times", "tuned", ".0f"),
     Column("distilled_times", "one step", ".0f"),
     Column("psld_perceptual", "perceptual: PSLD", ".3f"),
     Column("cooled_perceptual", "estimate", ".3f"),
-    Column("medoid_perceptual", "medoid", ".3f"),
+    Column("tuned_perceptual", "tuned", ".3f"),
     Column("refined_perceptual", "refined", ".3f"),
     Column("default_perceptual", "default", ".3f"),
     Column("psld_frechet", "Fréchet: PSLD", ".1f"),
-    Column("medoid_frechet", "medoid", ".1f"),
+    Column("tuned_frechet", "tuned", ".1f"),
     Column("refined_frechet", "refined", ".1f"),
     Column("default_frechet", "default", ".1f"),
     Column("cover_90", "in 90 %", ".0%"),
@@ -73,16 +73,17 @@ SHORT = (
 OURS = {
     "default": AMORTISED,
     "refined": REFINED,
-    "medoid": MEDOID,
+    "tuned": TUNED,
     "cooled": COOLED,
     "distilled": DISTILLED,
 }
 BESIDE = ("perceptual", "frechet", "residual", "seconds", "seconds_one")
 SUMMARY = (
     "\n\nBest other: of least perceptual distance among the solvers that are not trained. Refined: "
-    "`solver.refine=[2,2,2]`. Medoid: of 16 refined samples the one nearest to their mean, "
-    "`solver.medoid=16`. T = 0: one refined estimate, `solver.temperature=0`. One for all tasks: "
-    "samples of a single sampler, trained on a mixture of operators."
+    "`solver.refine=[2,2,2]`. Tuned: refined, with the temperature and the medoids that a search "
+    "on validation images chose for the task, [docs/tune_draws.md](tune_draws.md). T = 0: one "
+    "refined estimate, `solver.temperature=0`. One for all tasks: samples of a single sampler, "
+    "trained on a mixture of operators."
 )
 
 
@@ -95,7 +96,7 @@ def lines(records: Sequence[Record]) -> list[Record]:
         if AMORTISED not in by_name:
             continue
         rival = least(per_instance(rows), "perceptual") or {}
-        names = {"refined": REFINED, "medoid": MEDOID, "cooled": COOLED, "general": GENERAL}
+        names = {"refined": REFINED, "tuned": TUNED, "cooled": COOLED, "general": GENERAL}
         beside = {"rival": rival} | {kind: by_name.get(name, {}) for kind, name in names.items()}
         line = {**by_name[AMORTISED], "rival": rival.get("solver", "")}
         line |= {f"{whose}_{k}": row.get(k, "") for whose, row in beside.items() for k in BESIDE}
@@ -143,8 +144,9 @@ def headline(records: Sequence[Record]) -> str:
     return (
         f"{table}\n\n{not_met(records)}\n\n"
         f"{first['images']} held-out images, sigma = {first['sigma']}; PSLD at 1000 steps. "
-        "Refined: `solver.refine=[2,2,2]`; medoid: of 16 refined samples the one nearest to their "
-        "mean; estimate: refined, `solver.temperature=0`; one step: a distilled sampler. "
+        "Refined: `solver.refine=[2,2,2]`; tuned: with a temperature and medoids that a search on "
+        "validation images chose for the task (docs/tune_draws.md), as PSLD's step sizes are; "
+        "estimate: refined, `solver.temperature=0`; one step: a distilled sampler. "
         "Perceptual: distance to the truth; Fréchet: of sets of images, on "
         "fashion_features both; in 90 %: pixels of the prior's own images in central intervals of "
         "the samples; earned back: images after which training has paid off."

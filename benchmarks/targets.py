@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.contenders import AMORTISED, COOLED, DISTILLED, MEDOID, REFINED
+from benchmarks.contenders import AMORTISED, COOLED, DISTILLED, REFINED, TUNED
 from benchmarks.reach import REACH
 from benchmarks.solver_report import REAL, SLOW
 from benchmarks.tables import Record
@@ -192,7 +192,7 @@ TARGETS = (
     ),
     *(
         _better(name, solver)
-        for solver in (AMORTISED, REFINED, MEDOID, COOLED)
+        for solver in (AMORTISED, REFINED, TUNED, COOLED)
         for name in ("frechet", "perceptual")
     ),
     *(

@@ -16,6 +16,7 @@ on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +47,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 )
 QUICK: tuple[dict[str, Any], ...] = SETTINGS[0], {TEMPERATURE: 0.5, MEDOID: 2}
 RIVALS = ("psld, 100", "psld paper, 100")
+DISTANCES = ("perceptual", "frechet")  # infinite where a solver gives up
 KEY = ("prior", "task", "solver", TEMPERATURE, MEDOID)
 COLUMNS = (
     Column("prior", "prior"),
@@ -129,13 +131,16 @@ def tune(task: str, rows: Rows, args: argparse.Namespace) -> None:
     def get(own: Record, solver: Any, n: int) -> Record:
         def run() -> Record:
             generator = torch.Generator(args.device).manual_seed(args.seed)
-            return {"draws": n, "chosen": "", **judge(posterior, solver(obs, n, generator), obs)}
+            try:
+                samples = solver(obs, n, generator)
+            except ValueError as error:  # it diverges
+                return {"draws": 0, **dict.fromkeys(DISTANCES, math.inf), "note": str(error)}
+            return {"draws": n, "chosen": "", **judge(posterior, samples, obs)}
 
         row = rows.get({**about, **own}, run)
-        distances = ", ".join(f"{k} {float(str(row[k])):.4g}" for k in ("perceptual", "frechet"))
-        print(
-            f"{task} | {' '.join(str(value) for value in own.values())} | {distances}", flush=True
-        )
+        settings = " ".join(str(value) for value in own.values())
+        distances = ", ".join(f"{name} {float(str(row[name])):.4g}" for name in DISTANCES)
+        print(f"{task} | {settings} | {distances}", flush=True)
         return row
 
     none = {TEMPERATURE: "", MEDOID: ""}

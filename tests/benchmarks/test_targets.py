@@ -7,8 +7,8 @@ from benchmarks.contenders import (
     COOLED,
     DISTILLED,
     GENERAL,
-    MEDOID,
     REFINED,
+    TUNED,
 )
 from benchmarks.inverse_report import headline, lines, report
 from benchmarks.solver_report import REAL
@@ -29,7 +29,7 @@ def rows(task: str = "inpaint", **ours: float) -> list[Record]:
     fast = {"seconds": 0.001, "seconds_one": 0.002, "perceptual": 0.9}
     named = {REAL: {"frechet": 7.0}, AMORTISED: good, DISTILLED: {**good, "seconds": 0.005}}
     named |= {REFINED: {**good, "perceptual": 0.22, "residual": 1.01, "frechet": 19.0}}
-    named |= {MEDOID: {**good, "seconds": 0.1, "perceptual": 0.21, "frechet": 25.0}}
+    named |= {TUNED: {**good, "seconds": 0.1, "perceptual": 0.21, "frechet": 25.0}}
     named |= {GENERAL: {**good, "perceptual": 0.23}}
     named |= {COOLED: {**good, "perceptual": 0.24 + good["perceptual"] / 1e3}}
     named |= {"psld, 1000": psld, "psld paper, 1000": paper, "pcn, same time": fast}
@@ -88,7 +88,7 @@ def test_targets_say_met_missed_or_open() -> None:
     cool = [{**r, "perceptual": 0.9} if r["solver"] == COOLED else r for r in every]
     verdicts = [line.split("**")[1] for line in targets(cool).splitlines()[2:]]
     assert verdicts[3:11] == [*["met"] * 7, "missed"]
-    half = [{**r, "frechet": 45.0} if r["solver"] == MEDOID else r for r in every]
+    half = [{**r, "frechet": 45.0} if r["solver"] == TUNED else r for r in every]
     verdicts = [line.split("**")[1] for line in targets(half).splitlines()[2:]]
     assert verdicts[3:11] == [*["met"] * 4, "missed", *["met"] * 3]
     slow = [{**r, "seconds": 0.02} if r["solver"] == REFINED else r for r in every]
@@ -126,9 +126,9 @@ def test_report_on_other_priors_has_what_they_have() -> None:
     text = report([{**r, "prior": "fashion_vae"} for r in ours])
     assert "Targets" not in text
     summary = text.splitlines()[0]
-    assert "medoid" not in summary
+    assert "tuned" not in summary
     assert "training min" in summary
-    assert "| medoid |" in report(rows()).splitlines()[0]
+    assert "| tuned |" in report(rows()).splitlines()[0]
 
 
 def test_headline_is_beside_psld() -> None:
@@ -151,7 +151,7 @@ def test_headline_is_beside_psld() -> None:
     assert "earned back after 300 images)" in short
     assert "Of 17 targets 0 are met" in short
     assert "H100, m, 1 thread(s), torch 2" in short
-    assert short.count("medoid: of 16") == 1
+    assert short.count("tuned: with a temperature") == 1
     slow = [{**r, "seconds": 0.02} if r["solver"] == REFINED else r for r in rows()]
     assert "| 3.01 | 301 | 150 | 30 | 602 |" in headline(slow)
     assert "Nearer" not in headline(slow)
