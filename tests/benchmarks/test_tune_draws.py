@@ -1,16 +1,19 @@
 """The search for the draws of a task: its rule, what reads the choice, and the command."""
 
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import draws, tune_draws
 from benchmarks.contenders import INVERSE, TUNED, Contender
 from benchmarks.draws import best, chosen
-from benchmarks.tables import write_csv
+from benchmarks.tables import read_csv, write_csv
 from outsourced.posterior import Posterior
 from outsourced.priors import LinearGaussian
+from outsourced.solvers.base import Samples
 from outsourced.tasks import Denoise
 
 BY_NAME = {contender.name: contender for contender in INVERSE}
@@ -72,3 +75,59 @@ def test_a_task_without_a_run_is_named(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit, match=r"--n must be >= 1, got 0"):
         tune_draws.main(["--n", "0", "--out", str(tmp_path / "t.csv")])
     assert not list(tmp_path.iterdir())
+
+
+def near(scale: float):
+    """A solver whose images are the observations with noise of a scale, or that gives up."""
+
+    def solve(obs, n, generator) -> Samples:
+        if scale > 1:
+            raise ValueError("it diverged")
+        x = obs.y + scale * torch.randn(n, *obs.y.shape, generator=generator)
+        return Samples(x, None, None, 0, 0.0)
+
+    return solve
+
+
+def test_search_marks_the_best_of_a_task_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rival that gives up does not end the search and is beaten by all.
+
+    Mutants: a rival that may be chosen, several that are, residuals in other units, cells that run
+    again, a choice that a second call forgets.
+    """
+    posterior = Posterior(LinearGaussian(dim=2), Denoise((1, 32, 32), sigma=0.05))
+    noise = torch.rand(536, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.avg_pool2d(noise, 5, 1, 2) * 2 - 1
+    problem = Namespace(posterior=posterior, sampler=None)
+    monkeypatch.setattr(tune_draws, "problem_of", lambda *_: (problem, images))
+    rivals = {"psld, 100": near(0.1), "psld paper, 100": near(9.0)}
+    monkeypatch.setattr(tune_draws, "rivals_of", lambda *_: rivals)
+    asked = []
+
+    def sampler(_, __, refine, temperature, medoid):
+        asked.append((temperature, medoid))
+        return near(0.2 * temperature / medoid)
+
+    monkeypatch.setattr(tune_draws, "Amortized", sampler)
+    call = ["--quick", "--out", str(tmp_path / "t.csv"), "--readme", str(tmp_path / "README.md")]
+    tune_draws.main(call)
+    found = {(row["solver"], row["medoid"]): row for row in read_csv(tmp_path / "t.csv")}
+    assert list(found) == [*((name, "") for name in rivals), ("refined", "1"), ("refined", "2")]
+    assert [key for key, row in found.items() if row["chosen"]] == [("refined", "2")]
+    assert asked == [(1.0, 1), (0.5, 2)]
+    gone = found["psld paper, 100", ""]
+    assert (gone["perceptual"], gone["note"]) == ("inf", "it diverged")
+    observed = (found["psld, 100", ""], found["refined", "2"])
+    residuals = [float(row["residual"]) for row in observed]
+    assert residuals == pytest.approx([2.0, 1.0], rel=0.05)  # 0.1 and 0.05 in units of sigma
+    assert "| inpaint | refined | 0.5 | 2 | 1 |" in (tmp_path / "t.md").read_text()
+
+    def never(*_):
+        raise AssertionError("it ran again")
+
+    monkeypatch.setattr(tune_draws, "Judge", lambda *_: never)
+    tune_draws.main(call)
+    assert [r["chosen"] for r in read_csv(tmp_path / "t.csv")] == ["", "", "", "yes"]
+    assert "inpaint | refined 0.5 2 | perceptual" in capsys.readouterr().out
